@@ -1,0 +1,245 @@
+"""What a stage leaves behind: the run folder, its run.json, and the rule by which a run is resumed."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+# Settings that change what is written or where it runs, not what is learned: a run may be resumed with others.
+_NOT_IDENTITY = re.compile(
+    r"^(output_dir|resume_from_checkpoint|logging_.*|log_.*|report_to|run_name|project|trackio_.*|disable_tqdm|save_.*|"
+    r"eval_.*|per_device_eval_batch_size|max_eval_rows|dataloader_.*|push_to_hub|hub_.*|use_cpu|local_rank|ddp_.*|"
+    r"dataset_num_proc|skip_memory_metrics|debug|include_.*|do_.*)$"
+)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+@dataclass
+class Run:
+    """A started stage. `checkpoint` is the path to go on from, or None; `record` is what run.json holds."""
+
+    folder: Path
+    record: dict
+    checkpoint: str | None
+    is_main: bool
+
+    def write(self) -> None:
+        """Replaces run.json in one step, so that a cut-off write leaves the former one."""
+        if self.is_main:
+            temporary = self.folder / "run.json.tmp"
+            temporary.write_text(json.dumps(self.record, indent=1, default=str) + "\n", encoding="utf-8")
+            os.replace(temporary, self.folder / "run.json")
+
+
+def start_run(stage: str, data_args, training_args, model_args) -> Run:
+    """Opens the run folder `output_dir`, or finds that its run goes on or is done; checkpoints go below it.
+
+    All processes take the decision of the first. Sets `training_args.output_dir` to the folder's `checkpoints/`.
+    Raises:
+        ValueError: if the folder holds other files, or a run with other settings (their differences are named).
+        SystemExit: with code 0, if this very run is finished.
+    """
+    folder = Path(training_args.output_dir)
+    record = _new_record(stage, data_args, training_args, model_args)
+    process = PartialState()
+    answer = [_decide(folder, record, training_args.resume_from_checkpoint) if process.is_main_process else None]
+    kind, value = broadcast_object_list(answer)[0] if process.num_processes > 1 else answer[0]
+    if kind == "error":
+        raise ValueError(value)
+    if kind == "finished":
+        process.print(value)
+        raise SystemExit(0)
+    training_args.output_dir = str(folder / "checkpoints")
+    run = Run(folder, record, checkpoint=value, is_main=process.is_main_process)
+    if run.is_main:
+        former = _read(folder)
+        record["data"] = former.get("data") if former else None
+        folder.mkdir(parents=True, exist_ok=True)
+    run.write()
+    if value:
+        process.print(f"Resuming {folder} from {Path(value).name}")
+    return run
+
+
+def record_data(run: Run, fingerprints: dict[str, str]) -> None:
+    """Notes what data the run reads; a resumed run must read the same.
+
+    Raises:
+        ValueError: if the data changed since the run began.
+    """
+    before = run.record.get("data")
+    if before and before != fingerprints:
+        raise ValueError(
+            f"{run.folder}: the data changed since this run began ({before} -> {fingerprints}); "
+            "bring the old data back, or choose another --output_dir"
+        )
+    run.record["data"] = fingerprints
+    run.write()
+
+
+def finish_run(run: Run, trainer, samples: list[dict], metrics: dict) -> None:
+    """Writes the finished stage: weights (adapter merged), tokenizer, samples, trainer state, card; then says so.
+
+    The folder loads as it is with AutoModelForCausalLM and AutoTokenizer. A run is `finished` only after all is there.
+    """
+    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every process takes part
+    if not run.is_main:
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "merge_and_unload"):
+        model.save_pretrained(run.folder / "adapter")
+        model = model.merge_and_unload()
+        state_dict = None
+    model.save_pretrained(run.folder, state_dict=state_dict)
+    _save_tokenizer(trainer.processing_class, run)
+    trainer.state.save_to_json(str(run.folder / "trainer_state.json"))
+    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
+    (run.folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+    run.record.update(
+        status="finished",
+        finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        parameters=model.num_parameters(),
+        tokens=trainer.state.num_input_tokens_seen,
+        metrics=metrics,
+    )
+    (run.folder / "README.md").write_text(model_card(run.record, samples), encoding="utf-8")
+    run.write()
+
+
+def check_parent(name: str) -> None:
+    """Refuses a parent that is a path with no finished stage in it, and names the command that makes one.
+
+    Hub ids and folders that fourstage did not write pass.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        record = _read(folder)
+        if record and record["status"] != "finished":
+            raise ValueError(f"{name} is not finished; finish it with: {record['command']}")
+    elif name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1:
+        stage = folder.name if folder.name in ("pretrain", "sft") else "pretrain"
+        raise ValueError(f"{name} does not exist; make it with: accelerate launch recipes/{stage}.py --output_dir {name}")
+
+
+def stage_of(name: str) -> str | None:
+    """The stage that made the folder `name`, as its run.json says; None for models from elsewhere."""
+    record = _read(Path(name))
+    return record["stage"] if record else None
+
+
+def model_card(record: dict, samples: list[dict]) -> str:
+    """A short model card: what it is, where it comes from, what was measured, and what it says."""
+    metadata = ["---", "library_name: transformers", f"tags: [fourstage, {record['stage']}]", "---"]
+    numbers = [f"| {key} | {value:,.4g} |" for key, value in record["metrics"].items() if isinstance(value, int | float)]
+    answers = [f"> {s['prompt']!r} -> {s['completion']!r}" for s in samples]
+    return "\n".join(
+        metadata
+        + [f"# fourstage {record['stage']} model, {record['parameters']:,} parameters", ""]
+        + [f"Made by: `{record['command']}`", "", f"Seed {record['seed']}; fourstage {record['versions']['fourstage']}."]
+        + ["", "| measured | value |", "|---|---|", *numbers, "", "Samples, as they came:", "", "\n>\n".join(answers)]
+        + ["", "A small model: it states falsehoods fluently. `run.json` holds every setting.", ""]
+    )
+
+
+def _new_record(stage: str, data_args, training_args, model_args) -> dict:
+    parent = model_args.model_name_or_path
+    arguments = {
+        "data": dataclasses.asdict(data_args),
+        "training": training_args.to_dict(),
+        "model": dataclasses.asdict(model_args),
+    }
+    return {
+        "status": "running",
+        "stage": stage,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": _redact(" ".join(["accelerate launch", *sys.argv])),
+        "seed": training_args.seed,
+        "git_sha": _git_sha(),
+        "versions": {"fourstage": version("fourstage"), **{name: version(name) for name in _LIBRARIES}},
+        "parent": {"path": parent, "sha256": weights_hash(parent)} if parent else None,
+        "data": None,
+        "arguments": json.loads(json.dumps(arguments, default=str)),
+    }
+
+
+def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | None]:
+    """("start", checkpoint or None), ("finished", message) or ("error", message)."""
+    former = _read(folder)
+    if former is None:
+        if folder.is_dir() and any(folder.iterdir()):
+            return "error", f"output_dir={folder} holds files that are no fourstage run; choose another --output_dir"
+        return "start", None if resume in (None, "auto") else resume
+    differences = _differences(_identity(former), _identity(record))
+    if differences:
+        return "error", (
+            f"output_dir={folder} holds another run: {'; '.join(differences)}; choose another --output_dir"
+        )
+    if former["status"] == "finished":
+        return "finished", f"{folder} is finished ({former['finished']}); nothing to do"
+    return "start", _last_checkpoint(folder) if resume in (None, "auto") else resume
+
+
+def _identity(record: dict) -> dict:
+    flat = {f: v for group in record["arguments"].values() for f, v in group.items() if not _NOT_IDENTITY.match(f)}
+    return {"stage": record["stage"], "parent": record["parent"], **flat}
+
+
+def _differences(old: dict, new: dict) -> list[str]:
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in keys]
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint: the trainer writes trainer_state.json last, so a cut-off one lacks it."""
+    whole = [path.parent for path in folder.glob("checkpoints/checkpoint-*/trainer_state.json")]
+    newest = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+    return str(newest) if newest else None
+
+
+def _read(folder: Path) -> dict | None:
+    path = folder / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _save_tokenizer(tokenizer, run: Run) -> None:
+    """Copies the parent's files byte for byte where it has them, so that a chain has one tokenizer."""
+    parent = run.record["parent"]
+    files = [Path(parent["path"]) / name for name in _TOKENIZER_FILES] if parent else []
+    if any(file.name == "tokenizer.json" and file.is_file() for file in files):
+        for file in (f for f in files if f.is_file()):
+            (run.folder / file.name).write_bytes(file.read_bytes())
+    else:
+        tokenizer.save_pretrained(run.folder)
+
+
+def weights_hash(name: str) -> str | None:
+    """SHA-256 over the safetensors files of a folder, in name order; None for what is no folder."""
+    if not Path(name).is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(Path(name).glob("*.safetensors")):
+        with file.open("rb") as content:
+            while block := content.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _git_sha() -> str | None:
+    here = Path(__file__).parent
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def _redact(text: str) -> str:
+    return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", text)

@@ -1,0 +1,171 @@
+"""The numbers of the stage table: bits per byte, exact match, and whether answers end."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import datasets
+import evaluate
+import torch
+from torch.nn import functional as F
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+BASE_PROMPTS = ("Once upon a time", "The old man looked at the sea and", "What is an LLM?", "In the morning")
+CHAT_PROMPTS = (
+    "What is an LLM?",
+    "What is the capital of France?",
+    "What is the plural of mouse?",
+    "Write a sentence about the sea.",
+)
+
+
+class BitsPerByte(evaluate.Metric):
+    """Sum of nats over ln 2 and UTF-8 bytes: comparable between tokenizers, and with compressors such as xz.
+
+    Example: 2 texts of 10 bytes in all that cost 13.863 nats -> 2.0 bits per byte.
+    """
+
+    def _info(self):
+        features = datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("int64")})
+        return evaluate.MetricInfo(
+            description=self.__doc__, citation="", inputs_description="nats and bytes of each text", features=features
+        )
+
+    def _compute(self, predictions, references):
+        return {"bits_per_byte": sum(predictions) / math.log(2) / sum(references)}
+
+
+class ExactMatch(evaluate.Metric):
+    """Share of answers that equal the reference, apart from case, outer white space and a final full stop.
+
+    Example: "Paris. " against "paris" counts, "Paris, France" does not.
+    """
+
+    def _info(self):
+        features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
+        return evaluate.MetricInfo(
+            description=self.__doc__, citation="", inputs_description="answers and references", features=features
+        )
+
+    def _compute(self, predictions, references):
+        hits = [_plain(p) == _plain(r) for p, r in zip(predictions, references, strict=True)]
+        return {"exact_match": sum(hits) / len(hits), "exact_match_stderr": standard_error(hits)}
+
+
+def _plain(text: str) -> str:
+    return text.strip().lower().removesuffix(".").strip()
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Standard error of the mean, with n - 1 in the variance; 0.0 for fewer than two values."""
+    if len(values) < 2:
+        return 0.0
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+
+
+@torch.no_grad()
+def text_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, window: int) -> float:
+    """Cost of a text in nats: the sum of -log p over its tokens.
+
+    The tokens, after the begin token that the tokenizer writes, are read in consecutive windows of `window` tokens;
+    a window's inputs x[i:i+window] predict x[i+1:i+window+1], so that each token is scored exactly once.
+    """
+    model.eval()
+    ids = torch.tensor(tokenizer(text)["input_ids"], device=model.device)
+    total = 0.0
+    starts = range(0, len(ids) - 1, window)
+    for first in range(0, len(starts), 16):  # batches of 16 windows; the last window may be shorter
+        chunk = [ids[i : i + window + 1] for i in starts[first : first + 16]]
+        rows = torch.nn.utils.rnn.pad_sequence(chunk, batch_first=True)
+        scored = torch.arange(window, device=ids.device)[None] < torch.tensor([[len(c) - 1] for c in chunk]).to(ids)
+        scored = scored[:, : rows.shape[1] - 1]
+        logits = model(input_ids=rows[:, :-1], use_cache=False).logits.float()
+        nats = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").view_as(scored)
+        total += nats[scored].double().sum().item()
+    return total
+
+
+def bits_per_byte(model, tokenizer, texts: Iterable[str], window: int) -> float:
+    """Bits per byte over `texts`, each read by itself in windows of `window` tokens (see `text_nats`)."""
+    metric = BitsPerByte()
+    for text in texts:
+        metric.add(prediction=text_nats(model, tokenizer, text, window), reference=len(text.encode("utf-8")))
+    return metric.compute()["bits_per_byte"]
+
+
+@torch.no_grad()
+def generate(
+    model, tokenizer, prompts: Sequence[list[int]], max_new_tokens: int, temperature: float = 0.0, batch_size: int = 32
+) -> list[list[int]]:
+    """New token ids for prompts of ids, in their order; a completion that ends by itself ends with the end token.
+
+    Greedy for temperature 0. Sampling fields of the model's own generation_config are not used.
+    """
+    model.eval()
+    eos = model.generation_config.eos_token_id
+    stops = set(eos if isinstance(eos, list) else [eos])
+    options = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id, **options
+    )
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding within a batch
+    completions: list[list[int]] = [[] for _ in prompts]
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        batch = tokenizer.pad({"input_ids": [prompts[i] for i in chosen]}, padding_side="left", return_tensors="pt")
+        output = model.generate(**batch.to(model.device), generation_config=config)
+        for i, row in zip(chosen, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            end = next((at + 1 for at, token in enumerate(row) if token in stops), len(row))
+            completions[i] = row[:end]
+    return completions
+
+
+def continue_texts(model, tokenizer, prompts: Sequence[str] = BASE_PROMPTS, max_new_tokens: int = 48) -> list[dict]:
+    """How a base model goes on from fixed beginnings, greedily: rows for samples.jsonl."""
+    ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    done = generate(model, tokenizer, ids, max_new_tokens)
+    texts = tokenizer.batch_decode(done, skip_special_tokens=True)
+    return [{"prompt": p, "completion": text} for p, text in zip(prompts, texts, strict=True)]
+
+
+def answer_questions(model, tokenizer, prompts: Sequence = CHAT_PROMPTS, max_new_tokens: int = 128) -> list[dict]:
+    """Greedy answers through the chat template, with `tokens` (their number) and `stopped` (ended by itself).
+
+    `prompts` are questions, or lists of turns that end with the user's.
+    """
+    turns = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+    ids = [tokenizer.apply_chat_template(t, add_generation_prompt=True, return_dict=True)["input_ids"] for t in turns]
+    done = generate(model, tokenizer, ids, max_new_tokens)
+    texts = tokenizer.batch_decode(done, skip_special_tokens=True)
+    eos = model.generation_config.eos_token_id
+    stops = set(eos if isinstance(eos, list) else [eos])
+    return [
+        {"prompt": p, "completion": text, "tokens": len(row), "stopped": bool(row) and row[-1] in stops}
+        for p, text, row in zip(prompts, texts, done, strict=True)
+    ]
+
+
+def score_answers(model, tokenizer, conversations: Sequence[dict], max_new_tokens: int = 128) -> tuple[dict, list]:
+    """Held-out answers against their references: exact match, share that ends by itself, length.
+
+    `conversations` are rows with `prompt` and `completion`; the first answer is asked for. Exact match is taken over
+    references of at most three words, for which one answer is right. Returns the metrics and the answers themselves.
+    """
+    references = [row["completion"][0]["content"] for row in conversations]
+    answers = answer_questions(model, tokenizer, [row["prompt"] for row in conversations], max_new_tokens)
+    for answer, reference in zip(answers, references, strict=True):
+        answer["reference"] = reference
+    ended = [a["stopped"] and bool(a["completion"].strip()) for a in answers]
+    lengths = [len(tokenizer(r, add_special_tokens=False)["input_ids"]) + 1 for r in references]
+    metrics = {
+        "answers": len(answers),
+        "ended": sum(ended) / len(ended),
+        "ended_stderr": standard_error(ended),
+        "mean_tokens": sum(a["tokens"] for a in answers) / len(answers),
+        "reference_mean_tokens": sum(lengths) / len(lengths),
+    }
+    short = [a for a in answers if len(a["reference"].split()) <= 3]
+    if short:
+        predictions, wanted = [a["completion"] for a in short], [a["reference"] for a in short]
+        metrics |= {"exact_match_n": len(short), **ExactMatch().compute(predictions=predictions, references=wanted)}
+    return metrics, answers

@@ -1,0 +1,60 @@
+"""What a person sees while a stage runs: one bar, one line per log, one screen at the end."""
+
+import time
+import warnings
+
+from transformers import PrinterCallback, ProgressCallback
+
+_SHOWN = {
+    "loss": "loss {:.3f}",
+    "eval_loss": "held-out loss {:.3f}",
+    "eval_bits_per_byte": "bits per byte {:.3f}",
+    "eval_mean_token_accuracy": "token accuracy {:.1%}",
+    "grad_norm": "gradient {:.2f}",
+    "learning_rate": "rate {:.1e}",
+}
+
+
+class StageProgress(ProgressCallback):
+    """transformers' progress bar with tokens per second in it, and short lines for people instead of dictionaries."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self._since, self._tokens_before = time.monotonic(), state.num_input_tokens_seen
+        self._evaluating = 0.0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_postfix_str(f"{self.tokens_per_second(state):,.0f} tokens/s", refresh=False)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and logs:
+            parts = [text.format(float(logs[key])) for key, text in _SHOWN.items() if key in logs]
+            if parts:
+                line = f"step {state.global_step}/{state.max_steps}: {', '.join(parts)}"
+                (self.training_bar.write if self.training_bar is not None else print)(line)
+
+    def tokens_per_second(self, state) -> float:
+        return (state.num_input_tokens_seen - self._tokens_before) / max(time.monotonic() - self._since, 1e-9)
+
+
+def show_progress(trainer) -> None:
+    """Replaces the trainer's own display by `StageProgress`, and hushes warnings that no user can act on."""
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(StageProgress)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+def show_summary(stage: str, run, metrics: dict, samples: list[dict]) -> None:
+    """One screen: where the result lies, what was measured, what the model says, what to do next."""
+    if not run.is_main:
+        return
+    print(f"\n{stage} finished: {run.folder}")
+    for key, value in metrics.items():
+        print(f"  {key:<28} {value:,.4g}" if isinstance(value, float) else f"  {key:<28} {value:,}")
+    for sample in samples[:4]:
+        print(f"  {sample['prompt']!r}\n    -> {sample['completion'][:200]!r}")
+    following = {"pretrain": "sft", "sft": "reward"}[stage]
+    print(f"  next: accelerate launch recipes/{following}.py --model_name_or_path {run.folder} ...")

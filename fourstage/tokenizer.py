@@ -1,0 +1,86 @@
+"""Trains a byte-level BPE tokenizer that speaks chat from the start."""
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
+SPECIAL_TOKENS = [PAD, BOS, EOS, "<|system|>", "<|user|>", "<|assistant|>"]
+CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
+
+# Sizes are multiples of 128 so that the embedding is a shape that matrix hardware likes: 256 bytes and the special
+# tokens need at least three of them.
+MULTIPLE = 128
+MINIMUM_SIZE = math.ceil((256 + len(SPECIAL_TOKENS)) / MULTIPLE) * MULTIPLE
+
+
+def default_vocab_size(num_parameters: int) -> int:
+    """The power of two nearest to sqrt(parameters), so that embeddings stay a modest share of a small model.
+
+    Example: 1M -> 1024, 10M -> 4096, 125M -> 8192, 1B -> 32768.
+    """
+    size = 2 ** round(math.log2(math.sqrt(num_parameters)))
+    return min(max(size, 512), 131_072)
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Raises ValueError unless `vocab_size` is a multiple of 128 that holds every byte and special token."""
+    if vocab_size < MINIMUM_SIZE or vocab_size % MULTIPLE:
+        raise ValueError(
+            f"vocab_size={vocab_size} must be a multiple of {MULTIPLE} and at least {MINIMUM_SIZE} (256 bytes and "
+            f"{len(SPECIAL_TOKENS)} special tokens); the nearest is "
+            f"--vocab_size {max(MINIMUM_SIZE, round(vocab_size / MULTIPLE) * MULTIPLE)}"
+        )
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
+    """Trains byte-level BPE on `texts` (read once, as a stream): any Unicode text survives a round trip.
+
+    Digits are split singly, as numbers then have one spelling. A corpus too small for `vocab_size` merges gives the
+    next smaller multiple of 128 that it fills, topped up with reserved tokens: vocabulary and embedding are equal.
+
+    Args:
+        texts: documents. vocab_size: entries, special and reserved ones included. max_length: context, in tokens.
+    Raises:
+        ValueError: if `vocab_size` is no multiple of 128 or too small for the bytes.
+    """
+    check_vocab_size(vocab_size)
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    bpe.add_special_tokens([f"<|reserved_{i}|>" for i in range(-bpe.get_vocab_size() % MULTIPLE)])
+    # Plain text begins a document; the end of a document is TRL's to add, as it does for every trained text.
+    bpe.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bpe.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def first_characters(rows: Iterable[dict], limit: int = 100_000_000) -> Iterator[str]:
+    """The `text` of rows until `limit` characters have been given out: what bounds the trainer's memory."""
+    given = 0
+    for row in rows:
+        if given >= limit:
+            return
+        given += len(row["text"])
+        yield row["text"]

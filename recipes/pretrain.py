@@ -1,0 +1,65 @@
+"""Stage 1, pre-training: random weights and plain text -> a model that continues text.
+
+    accelerate launch recipes/pretrain.py --dataset_name FILE-FOLDER-OR-HUB-ID --num_parameters 10M --output_dir runs/base
+    accelerate launch --config_file accelerate_configs/ddp.yaml recipes/pretrain.py --config FILE.yaml
+
+Without arguments it trains a small model on the embedded data. --model_name_or_path goes on from existing weights.
+"""
+
+from fourstage.arguments import DataArguments, ModelArguments, PretrainConfig, parse
+
+
+def main(data_args: DataArguments, training_args: PretrainConfig, model_args: ModelArguments) -> None:
+    from transformers import set_seed
+
+    from fourstage.artifact import finish_run, record_data, start_run
+    from fourstage.data import describe, fingerprint, load_texts, texts_of
+    from fourstage.launch import check_launch
+    from fourstage.metrics import continue_texts
+    from fourstage.model import load_causal_lm, load_tokenizer, random_causal_lm
+    from fourstage.pretrain import PretrainTrainer, bytes_per_token, packing_strategy
+    from fourstage.progress import show_progress, show_summary
+    from fourstage.sizing import parse_count
+    from fourstage.tokenizer import default_vocab_size, first_characters, train_tokenizer
+
+    check_launch(training_args)
+    set_seed(training_args.seed)  # before the model: its weights may be random
+    run = start_run("pretrain", data_args, training_args, model_args)
+
+    train, test = load_texts(data_args, training_args.seed, training_args.dataset_text_field)
+    record_data(run, {"train": fingerprint(train), "test": fingerprint(test)})
+    print(f"data: {describe(train)} to train on, {describe(test)} held out")
+
+    if model_args.model_name_or_path or model_args.tokenizer_name:
+        tokenizer = load_tokenizer(model_args)
+    else:
+        size = model_args.vocab_size or default_vocab_size(parse_count(model_args.num_parameters))
+        tokenizer = train_tokenizer(first_characters(train), size, training_args.max_length)
+    if model_args.model_name_or_path:
+        model = load_causal_lm(model_args, tokenizer)
+    else:
+        model = random_causal_lm(model_args, tokenizer, training_args.max_length)
+
+    training_args.dataset_text_field = "text"
+    if training_args.packing_strategy == "auto":
+        training_args.packing_strategy = packing_strategy(model_args.attn_implementation)
+    trainer = PretrainTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=tokenizer,
+        bytes_per_token=bytes_per_token(texts_of(test), tokenizer),
+    )
+    show_progress(trainer)
+    result = trainer.train(resume_from_checkpoint=run.checkpoint)
+
+    metrics = {**result.metrics, **trainer.evaluate()}
+    samples = continue_texts(trainer.model, tokenizer)
+    finish_run(run, trainer, samples, metrics)
+    show_summary("pretrain", run, metrics, samples)
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main(*parse(__file__, DataArguments, PretrainConfig, ModelArguments))
