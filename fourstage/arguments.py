@@ -46,7 +46,7 @@ class ModelArguments(ModelConfig):
     model_type: str = _option("qwen3", "Random weights: any causal LM type of transformers, as in config.json.")
     num_parameters: str = _option("10M", "Random weights: size with embeddings, such as 800K, 25M or 1.5B.")
     config_overrides: dict | str | None = _option(
-        None, 'Random weights: exact config fields, such as \'{"num_hidden_layers": 6}\'; they win over the size.'
+        None, "Random weights: exact config fields, such as '{\"num_hidden_layers\": 6}'; they win over the size."
     )
     tokenizer_name: str | None = _option(None, "Reuse this tokenizer (Hub id or folder) instead of training one.")
     vocab_size: int | None = _option(
@@ -158,6 +158,7 @@ def parse(recipe: str, *types: type) -> tuple:
         ValueError: for an unknown key or flag, and for a Hub token, which comes from the login or HF_TOKEN only.
     """
     path = Path(recipe)
+    unshadow_libraries(recipe)
     arguments = [part for argument in sys.argv[1:] for part in _split_config(argument)]
     if not arguments:
         arguments = ["--config", str(path.parent / "configs" / "demo" / f"{path.stem}.yaml")]
@@ -170,6 +171,12 @@ def parse(recipe: str, *types: type) -> tuple:
     if any(argument.split("=")[0].replace("-", "_").lstrip("_") == "hub_token" for argument in arguments):
         raise ValueError(_TOKEN_REFUSED.format("--hub_token"))
     return parser.parse_args_and_config(arguments)
+
+
+def unshadow_libraries(recipe: str) -> None:
+    """Takes the recipes' folder off the import path, where `recipes/evaluate.py` hides the library `evaluate`."""
+    folder = Path(recipe).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != folder]
 
 
 _TOKEN_REFUSED = "{}: a token is never an argument, since arguments are recorded; run `hf auth login` or set HF_TOKEN"

@@ -129,24 +129,31 @@ def check_parent(name: str) -> None:
             raise ValueError(f"{name} is not finished; finish it with: {record['command']}")
     elif name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1:
         stage = folder.name if folder.name in ("pretrain", "sft") else "pretrain"
-        raise ValueError(f"{name} does not exist; make it with: accelerate launch recipes/{stage}.py --output_dir {name}")
+        raise ValueError(
+            f"{name} does not exist; make it with: accelerate launch recipes/{stage}.py --output_dir {name}"
+        )
 
 
-def stage_of(name: str) -> str | None:
-    """The stage that made the folder `name`, as its run.json says; None for models from elsewhere."""
-    record = _read(Path(name))
-    return record["stage"] if record else None
+def read_record(name: str) -> dict | None:
+    """What run.json of the folder `name` holds; None for models from elsewhere."""
+    return _read(Path(name))
 
 
 def model_card(record: dict, samples: list[dict]) -> str:
     """A short model card: what it is, where it comes from, what was measured, and what it says."""
     metadata = ["---", "library_name: transformers", f"tags: [fourstage, {record['stage']}]", "---"]
-    numbers = [f"| {key} | {value:,.4g} |" for key, value in record["metrics"].items() if isinstance(value, int | float)]
+    numbers = [
+        f"| {key} | {value:,.4g} |" for key, value in record["metrics"].items() if isinstance(value, int | float)
+    ]
     answers = [f"> {s['prompt']!r} -> {s['completion']!r}" for s in samples]
     return "\n".join(
         metadata
         + [f"# fourstage {record['stage']} model, {record['parameters']:,} parameters", ""]
-        + [f"Made by: `{record['command']}`", "", f"Seed {record['seed']}; fourstage {record['versions']['fourstage']}."]
+        + [
+            f"Made by: `{record['command']}`",
+            "",
+            f"Seed {record['seed']}; fourstage {record['versions']['fourstage']}.",
+        ]
         + ["", "| measured | value |", "|---|---|", *numbers, "", "Samples, as they came:", "", "\n>\n".join(answers)]
         + ["", "A small model: it states falsehoods fluently. `run.json` holds every setting.", ""]
     )

@@ -11,6 +11,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from fourstage import rows
+from fourstage.arguments import DataArguments
 
 Rows = Dataset | IterableDataset
 _BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -23,7 +24,7 @@ def load_texts(data_args, seed: int, text_field: str = "text") -> tuple[Rows, Ro
 
     Raises ValueError for a missing column or file, a broken line, bytes that are not UTF-8, or nothing but empty texts.
     """
-    return _load(data_args, "pretrain", seed, lambda row: rows.text_row(row, text_field), _split_long_document)
+    return _load(data_args, "pretrain", seed, lambda row: rows.text_row(row, text_field))
 
 
 def load_conversations(data_args, seed: int) -> tuple[Rows, Rows]:
@@ -31,7 +32,18 @@ def load_conversations(data_args, seed: int) -> tuple[Rows, Rows]:
 
     Accepts `messages`, ShareGPT `conversations`, `prompt`/`completion`, Alpaca and `question`/`answer` rows.
     """
-    return _load(data_args, "sft", seed, rows.conversation_row, None)
+    return _load(data_args, "sft", seed, rows.conversation_row)
+
+
+def held_out_rows(stage: str, dataset_name: str | None, data_args, seed: int) -> Rows:
+    """What to measure on: all rows of `dataset_name` if it is given, else the part that a run with `data_args` and
+    `seed` held out."""
+    convert = {"pretrain": rows.text_row, "sft": rows.conversation_row}[stage]
+    if not dataset_name:
+        return _load(data_args, stage, seed, convert)[1]
+    whole = DataArguments(dataset_name=dataset_name)
+    train, test = _load_source({"dataset_name": dataset_name}, whole, stage)
+    return _convert(train if test is None else test, convert, dataset_name)
 
 
 def fingerprint(data: Rows) -> str:
@@ -66,12 +78,14 @@ def drop_overlong(data: Rows, count_tokens: Callable[[dict], int], max_length: i
     kept = data.filter(fits, with_indices=True)
     if isinstance(data, Dataset):
         if not len(kept):
-            raise ValueError(f"all {len(data):,} {name} rows are longer than max_length={max_length}; raise --max_length")
+            raise ValueError(
+                f"all {len(data):,} {name} rows are longer than max_length={max_length}; raise --max_length"
+            )
         print(f"{name}: {len(data) - len(kept):,} of {len(data):,} rows dropped, longer than {max_length:,} tokens")
     return kept
 
 
-def _load(data_args, stage: str, seed: int, convert: rows.Convert, split_document) -> tuple[Rows, Rows]:
+def _load(data_args, stage: str, seed: int, convert: rows.Convert) -> tuple[Rows, Rows]:
     """Every source: load, convert, hold out; then mix the training parts by weight and join the held-out ones."""
     parts, weights = [], []
     for source in _sources(data_args):
@@ -79,8 +93,8 @@ def _load(data_args, stage: str, seed: int, convert: rows.Convert, split_documen
         train = _convert(train, convert, source["dataset_name"])
         if test is not None:
             test = _convert(test, convert, source["dataset_name"])
-        elif split_document and isinstance(train, Dataset) and len(train) == 1:
-            train, test = split_document(train, data_args.test_split_size)
+        elif stage == "pretrain" and isinstance(train, Dataset) and len(train) == 1:
+            train, test = _split_long_document(train, data_args.test_split_size)
         else:
             train, test = hold_out(train, data_args.test_split_size, seed)
         parts.append((train, test))
@@ -135,7 +149,9 @@ def _load_source(source: dict, data_args, stage: str) -> tuple[Rows, Rows | None
 
 
 def _is_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name.removesuffix(".gz")).suffix in _BUILDERS
+    return (
+        name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name.removesuffix(".gz")).suffix in _BUILDERS
+    )
 
 
 def _load_hub(name: str, config: str | None, streaming: bool) -> dict:
@@ -179,17 +195,19 @@ def _split_of(file: Path) -> str:
 def _first_problem(files: Iterable[Path]) -> str | None:
     """The file and line at which reading failed, looked for only after the fast reader has given up."""
     for file in files:
-        opened = gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb")
-        with opened as lines:
+        number = 0
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
             try:
-                for number, line in enumerate(lines, start=1):
+                for number, line in enumerate(lines, start=1):  # noqa: B007 (named in the messages)
                     text = line.decode("utf-8")
                     if file.name.removesuffix(".gz").endswith(".jsonl") and text.strip():
                         json.loads(text)
             except UnicodeDecodeError as error:
                 return f"{file} line {number}: not UTF-8 (byte {error.object[error.start]:#04x}); convert it to UTF-8"
             except json.JSONDecodeError as error:
-                return f"{file} line {number}: broken JSON ({error.msg} at column {error.colno}); mend or remove the line"
+                return (
+                    f"{file} line {number}: broken JSON ({error.msg} at column {error.colno}); mend or remove the line"
+                )
             except (gzip.BadGzipFile, EOFError) as error:
                 return f"{file}: not a whole gzip file ({error}); fetch it again"
     return None

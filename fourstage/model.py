@@ -1,11 +1,8 @@
 """The model of a stage: random weights of any architecture and size, or a checkpoint; adapters on top."""
 
 import json
-import math
-from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl import get_peft_config
 

@@ -51,10 +51,13 @@ def show_summary(stage: str, run, metrics: dict, samples: list[dict]) -> None:
     """One screen: where the result lies, what was measured, what the model says, what to do next."""
     if not run.is_main:
         return
-    print(f"\n{stage} finished: {run.folder}")
-    for key, value in metrics.items():
-        print(f"  {key:<28} {value:,.4g}" if isinstance(value, float) else f"  {key:<28} {value:,}")
-    for sample in samples[:4]:
+    record = run.record
+    seconds = metrics["train_runtime"]
+    print(f"\n{stage} finished: {run.folder} ({record['parameters']:,} parameters)")
+    print(f"  {record['tokens']:,} tokens in {seconds / 60:.1f} min, {record['tokens'] / seconds:,.0f} tokens/s")
+    print("  " + ", ".join(text.format(metrics[key]) for key, text in _SHOWN.items() if key in metrics))
+    for sample in samples:
         print(f"  {sample['prompt']!r}\n    -> {sample['completion'][:200]!r}")
-    following = {"pretrain": "sft", "sft": "reward"}[stage]
-    print(f"  next: accelerate launch recipes/{following}.py --model_name_or_path {run.folder} ...")
+    print(f"  measure it: python recipes/evaluate.py {run.folder}")
+    if stage == "pretrain":
+        print(f"  next: accelerate launch recipes/sft.py --model_name_or_path {run.folder} --dataset_name DATA")

@@ -1,6 +1,6 @@
 """Stage 1, pre-training: random weights and plain text -> a model that continues text.
 
-    accelerate launch recipes/pretrain.py --dataset_name FILE-FOLDER-OR-HUB-ID --num_parameters 10M --output_dir runs/base
+    accelerate launch recipes/pretrain.py --dataset_name DATA --num_parameters 10M --output_dir runs/base
     accelerate launch --config_file accelerate_configs/ddp.yaml recipes/pretrain.py --config FILE.yaml
 
 Without arguments it trains a small model on the embedded data. --model_name_or_path goes on from existing weights.

@@ -1,7 +1,7 @@
 """Stage 2, instruction tuning: a base model and conversations -> a model that answers and stops.
 
-    accelerate launch recipes/sft.py --model_name_or_path runs/base --dataset_name FILE-FOLDER-OR-HUB-ID --output_dir runs/sft
-    accelerate launch recipes/sft.py --model_name_or_path runs/base --dataset_name ... --use_peft --output_dir runs/sft-lora
+    accelerate launch recipes/sft.py --model_name_or_path runs/base --dataset_name DATA --output_dir runs/sft
+    accelerate launch recipes/sft.py --model_name_or_path runs/base --dataset_name DATA --use_peft
 
 Without arguments it tunes the embedded base model on embedded instructions. Loss falls on the assistant's tokens only.
 """
@@ -13,7 +13,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     from transformers import set_seed
     from trl import SFTTrainer
 
-    from fourstage.artifact import finish_run, record_data, stage_of, start_run
+    from fourstage.artifact import finish_run, read_record, record_data, start_run
     from fourstage.data import describe, drop_overlong, fingerprint, load_conversations
     from fourstage.launch import check_launch
     from fourstage.metrics import answer_questions
@@ -41,7 +41,8 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
 
     train = drop_overlong(train, count_tokens, training_args.max_length, training_args.overlong, "train")
     test = drop_overlong(test, count_tokens, training_args.max_length, training_args.overlong, "held-out")
-    is_base = stage_of(model_args.model_name_or_path) == "pretrain"
+    parent = read_record(model_args.model_name_or_path)
+    is_base = parent["stage"] == "pretrain" if parent else False
     trainer = SFTTrainer(
         model=model,
         args=training_args,

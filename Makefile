@@ -1,0 +1,70 @@
+# Needs Python 3.11 or newer, pip, bash and make. Every target first makes .venv and installs what it needs, once.
+#
+#   make PYTHON=python3.12 venv       another Python for a new .venv
+#   make VENV=/path/to/venv test      an environment of yours in place of .venv; an active one: VENV=$VIRTUAL_ENV
+#   make ARGS=tests/test_data.py test more arguments for pytest
+#   make JOBS=8 test                  more than two test processes
+#
+# A torch that is already installed in the environment (a CUDA build, say) is kept: constraints.txt pins the others.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help venv test test-slow lint format clean
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+ARGS ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.fourstage-installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# One thread a process: the test processes share the cores. Offline: a test that needs the Hub is a bug.
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS)
+
+# Python 2 can read these lines too, so that it also says what is wrong in one line.
+CHECK_PYTHON := import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else \
+	"fourstage needs Python 3.11 or newer, found %d.%d at %s: try make PYTHON=python3.12" % (v[0], v[1], sys.executable))
+TORCH_VERSION := import importlib.util as u, importlib.metadata as m; \
+	print(m.version("torch") if u.find_spec("torch") else "")
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
+
+venv: $(STAMP)  ## make .venv and install the project in it
+
+test: $(STAMP)  ## the fast tests
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)  ## the slow tests
+	$(PYTEST) -m slow $(ARGS)
+
+lint: $(STAMP)  ## what CI checks before any test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## put the sources into the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove caches and what was built; .venv and runs/ stay
+	rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ ! -x $(BIN)/python ]; then \
+	  command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) found: try make PYTHON=python3.12" >&2; exit 1; }; \
+	  $(PYTHON) -c '$(CHECK_PYTHON)'; \
+	  echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); \
+	fi
+	@$(BIN)/python -c '$(CHECK_PYTHON)'
+	@torch=$$($(BIN)/python -c '$(TORCH_VERSION)'); \
+	if [ -n "$$torch" ]; then \
+	  echo "keeping torch $$torch"; { grep -v '^torch==' constraints.txt; echo "torch==$$torch"; }; \
+	else cat constraints.txt; fi > $(VENV)/constraints.txt
+	@echo "installing into $(VENV), a few minutes when torch has to be fetched"
+	@$(BIN)/python -m pip install -c $(VENV)/constraints.txt -e ".[dev,track]" \
+	  | awk '/^Collecting/ { sub(/[^A-Za-z0-9_.-].*/, "", $$2); print "  " $$2; fflush() } /^Installing/ { print "  unpacking"; fflush() }'
+	@touch $(STAMP)

@@ -1,0 +1,116 @@
+"""The embedded data: small texts and conversations written by the code below, the same ones every time.
+
+Stories, questions about them, sums and a few definitions, for trying a recipe in a minute. Names, colours and places
+are combined at random from the tables; held-out rows are other combinations, apart from the definitions, which can
+only be recalled.
+"""
+
+import random
+from collections.abc import Callable
+
+NAMES = [
+    "Ada",
+    "Ben",
+    "Cleo",
+    "Dan",
+    "Elsa",
+    "Finn",
+    "Greta",
+    "Hugo",
+    "Ines",
+    "Jon",
+    "Kim",
+    "Lea",
+    "Max",
+    "Nora",
+    "Omar",
+    "Pia",
+]
+THINGS = ["ball", "book", "kite", "lamp", "drum", "boat", "bell", "basket", "coin", "map", "rope", "spoon"]
+COLOURS = ["red", "blue", "green", "yellow", "white", "black"]
+PLACES = ["park", "garden", "forest", "school", "kitchen", "market", "river", "castle"]
+MOODS = ["happy", "proud", "tired", "calm", "brave"]
+DEFINITIONS = {
+    "an LLM": "An LLM is a large language model, a network that has read much text and predicts the next token.",
+    "a token": "A token is a small piece of text, such as a word or a part of a word.",
+    "pre-training": "Pre-training teaches a model language by letting it continue text.",
+    "instruction tuning": "Instruction tuning teaches a model to answer what it is asked.",
+    "a reward model": "A reward model scores answers the way a person would choose between them.",
+    "a loss": "A loss is a number that tells how wrong a model is, and training makes it smaller.",
+}
+ASKING = ("What is {}?", "Explain what {} is.", "Tell me about {}.")
+
+
+def demo_rows(stage: str) -> tuple[list[dict], list[dict]]:
+    """(training rows, held-out rows) for `pretrain` (column text) or `sft` (columns prompt and completion).
+
+    Raises:
+        ValueError: for a stage that has no embedded data.
+    """
+    makers = {"pretrain": (_document, 3_000, 100), "sft": (_conversation, 1_200, 100)}
+    if stage not in makers:
+        raise ValueError(f"fourstage/demo has no data for {stage!r}; it has {', '.join(makers)}")
+    make, training, held_out = makers[stage]
+    return _distinct(make, training, held_out, random.Random(f"{stage} 0"))
+
+
+def _distinct(make: Callable, training: int, held_out: int, chance: random.Random) -> tuple[list[dict], list[dict]]:
+    """Makes held-out rows first; a training row never equals one of them."""
+    test = [make(chance) for _ in range(held_out)]
+    taken = {str(row) for row in test}
+    train: list[dict] = []
+    while len(train) < training:
+        row = make(chance)
+        if str(row) not in taken or row.get("recall"):
+            train.append(row)
+    for row in train + test:
+        row.pop("recall", None)
+    return train, test
+
+
+def _story(chance: random.Random) -> tuple[str, list[tuple[str, str]]]:
+    """A story of three sentences, and questions about it with their answers."""
+    (one, two), thing, colour = chance.sample(NAMES, 2), chance.choice(THINGS), chance.choice(COLOURS)
+    place, mood = chance.choice(PLACES), chance.choice(MOODS)
+    text = f"{one} was at the {place}. There {one} found a {colour} {thing}. {one} gave the {thing} to {two}, "
+    text += f"and {two} was {mood}."
+    return text, [
+        (f"Who found the {thing}?", f"{one} found the {thing}."),
+        (f"Who got the {thing}?", f"{two} got the {thing}."),
+        (f"What colour was the {thing}?", f"The {thing} was {colour}."),
+        (f"Where was {one}?", f"{one} was at the {place}."),
+    ]
+
+
+def _sum(chance: random.Random) -> tuple[str, str]:
+    a, b = chance.randint(1, 9), chance.randint(1, 9)
+    return f"What is {a} + {b}?", f"{a} + {b} = {a + b}."
+
+
+def _document(chance: random.Random) -> dict:
+    """A story, a list of questions, or sums: question lists make a base model go on asking instead of answering."""
+    kind = chance.random()
+    if kind < 0.6:
+        stories = [_story(chance) for _ in range(2)]
+        return {"text": " ".join(text for text, _ in stories)}
+    if kind < 0.8:
+        return {"text": " ".join(chance.choice(ASKING).format(term) for term in chance.choices(list(DEFINITIONS), k=4))}
+    if kind < 0.9:
+        return {"text": " ".join(chance.sample(list(DEFINITIONS.values()), 2)), "recall": True}
+    return {"text": " ".join(answer for _, answer in (_sum(chance) for _ in range(5)))}
+
+
+def _conversation(chance: random.Random) -> dict:
+    kind, recall = chance.random(), False
+    if kind < 0.6:
+        text, questions = _story(chance)
+        question, answer = chance.choice(questions)
+        question = f"{text} {question}"
+    elif kind < 0.8:
+        question, answer = _sum(chance)
+        recall = True  # only 81 of them
+    else:
+        term = chance.choice(list(DEFINITIONS))
+        question, answer, recall = chance.choice(ASKING).format(term), DEFINITIONS[term], True
+    row = {"prompt": [{"role": "user", "content": question}], "completion": [{"role": "assistant", "content": answer}]}
+    return {**row, "recall": True} if recall else row
