@@ -62,7 +62,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -c '$(CHECK_PYTHON)'
 	@torch=$$($(BIN)/python -c '$(TORCH_VERSION)'); \
 	if [ -n "$$torch" ]; then \
-	  echo "keeping torch $$torch"; { grep -v '^torch==' constraints.txt; echo "torch==$$torch"; }; \
+	  echo "keeping torch $$torch" >&2; { grep -v '^torch==' constraints.txt; echo "torch==$$torch"; }; \
 	else cat constraints.txt; fi > $(VENV)/constraints.txt
 	@echo "installing into $(VENV), a few minutes when torch has to be fetched"
 	@$(BIN)/python -m pip install -c $(VENV)/constraints.txt -e ".[dev,track]" \

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from trl import ModelConfig, SFTConfig, TrlParser
 
 
@@ -48,6 +49,10 @@ class ModelArguments(ModelConfig):
     config_overrides: dict | str | None = _option(
         None, "Random weights: exact config fields, such as '{\"num_hidden_layers\": 6}'; they win over the size."
     )
+    scaled_init: bool = _option(
+        True,
+        "Random weights of untied pre-norm families (qwen3, llama, ...): draw them as measured best here, see docs.",
+    )
     tokenizer_name: str | None = _option(None, "Reuse this tokenizer (Hub id or folder) instead of training one.")
     vocab_size: int | None = _option(
         None, "Entries of a newly trained tokenizer, a multiple of 128. Default: about sqrt(num_parameters)."
@@ -66,11 +71,17 @@ class PretrainConfig(SFTConfig):
     )
     use_muon: bool = _option(True, "Muon for the hidden matrices, AdamW for the rest; else AdamW (--optim) for all.")
     muon_momentum: float = _option(0.95, "Momentum of Muon.")
-    embedding_lr_scale: float = _option(1.0, "Learning rate of the embedding, as a multiple of learning_rate.")
-    head_lr_scale: float = _option(1.0, "Learning rate of an untied output head, as a multiple of learning_rate.")
+    embedding_lr_scale: float | None = _option(
+        None, "Rate of the embedding, as a multiple of learning_rate. Default: 20 with scaled_init, else 1."
+    )
+    head_lr_scale: float | None = _option(
+        None, "Rate of an untied output head, as a multiple of learning_rate. Default: 0.7 with scaled_init, else 1."
+    )
     decay_ratio: float = _option(0.5, "warmup_stable_decay: share of the steps over which the rate falls to zero.")
     max_eval_rows: int = _option(128, "Rows of max_length tokens that an evaluation during training reads.")
-    learning_rate: float = _option(1e-2, "Peak learning rate of the hidden matrices.")
+    learning_rate: float | None = _option(
+        None, "Peak learning rate of the hidden matrices. Default: 1e-2 for random weights, 1e-3 for a checkpoint."
+    )
     lr_scheduler_type: str = _option("warmup_stable_decay", "Any scheduler of transformers, such as cosine.")
     warmup_steps: float = _option(0, "Steps of linear warm-up, or a share of all steps if below 1.")
     weight_decay: float = _option(0.0, "Decoupled weight decay.")
@@ -134,9 +145,9 @@ def choose_by_device(config: SFTConfig, checkpointing_on_gpu: bool = False) -> N
     Without an accelerator the CPU is asked for by name, with gloo between processes: otherwise `accelerate launch`
     with several processes starts independent copies (see `launch.check_launch`).
     """
+    if not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
+        config.use_cpu = True  # the second is set by `accelerate launch` for a config such as cpu.yaml
     gpu = torch.cuda.is_available() and not config.use_cpu
-    if not torch.accelerator.is_available():
-        config.use_cpu = True
     if config.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         config.ddp_backend = config.ddp_backend or "gloo"
     if config.bf16 is None:

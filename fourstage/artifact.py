@@ -14,13 +14,14 @@ from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 # Settings that change what is written or where it runs, not what is learned: a run may be resumed with others.
 _NOT_IDENTITY = re.compile(
     r"^(output_dir|resume_from_checkpoint|logging_.*|log_.*|report_to|run_name|project|trackio_.*|disable_tqdm|save_.*|"
-    r"eval_.*|per_device_eval_batch_size|max_eval_rows|dataloader_.*|push_to_hub|hub_.*|use_cpu|local_rank|ddp_.*|"
-    r"dataset_num_proc|skip_memory_metrics|debug|include_.*|do_.*)$"
+    r"eval_.*|per_device_eval_batch_size|max_eval_rows|dataloader_(?!drop_last).*|push_to_hub|hub_.*|use_cpu|"
+    r"local_rank|ddp_.*|dataset_num_proc|skip_memory_metrics|debug|include_.*|do_.*)$"
 )
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
@@ -40,6 +41,14 @@ class Run:
             temporary = self.folder / "run.json.tmp"
             temporary.write_text(json.dumps(self.record, indent=1, default=str) + "\n", encoding="utf-8")
             os.replace(temporary, self.folder / "run.json")
+
+
+class LeanCheckpoints(TrainerCallback):
+    """Takes training_args.bin out of every checkpoint: nothing reads that pickle, and it can hold secrets."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            _drop_pickled_arguments(Path(args.output_dir))
 
 
 def start_run(stage: str, data_args, training_args, model_args) -> Run:
@@ -64,7 +73,7 @@ def start_run(stage: str, data_args, training_args, model_args) -> Run:
     run = Run(folder, record, checkpoint=value, is_main=process.is_main_process)
     if run.is_main:
         former = _read(folder)
-        record["data"] = former.get("data") if former else None
+        record["data"] = former.get("data") if former and _identity(former) == _identity(record) else None
         folder.mkdir(parents=True, exist_ok=True)
     run.write()
     if value:
@@ -102,6 +111,7 @@ def finish_run(run: Run, trainer, samples: list[dict], metrics: dict) -> None:
         model = model.merge_and_unload()
         state_dict = None
     model.save_pretrained(run.folder, state_dict=state_dict)
+    _drop_pickled_arguments(run.folder)
     _save_tokenizer(trainer.processing_class, run)
     trainer.state.save_to_json(str(run.folder / "trainer_state.json"))
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
@@ -129,9 +139,8 @@ def check_parent(name: str) -> None:
             raise ValueError(f"{name} is not finished; finish it with: {record['command']}")
     elif name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1:
         stage = folder.name if folder.name in ("pretrain", "sft") else "pretrain"
-        raise ValueError(
-            f"{name} does not exist; make it with: accelerate launch recipes/{stage}.py --output_dir {name}"
-        )
+        flags = "" if name == f"runs/demo/{stage}" else f" --dataset_name DATA --output_dir {name}"
+        raise ValueError(f"{name} does not exist; make it with: accelerate launch recipes/{stage}.py{flags}")
 
 
 def read_record(name: str) -> dict | None:
@@ -173,10 +182,11 @@ def _new_record(stage: str, data_args, training_args, model_args) -> dict:
         "command": _redact(" ".join(["accelerate launch", *sys.argv])),
         "seed": training_args.seed,
         "git_sha": _git_sha(),
+        "processes": PartialState().num_processes,
         "versions": {"fourstage": version("fourstage"), **{name: version(name) for name in _LIBRARIES}},
         "parent": {"path": parent, "sha256": weights_hash(parent)} if parent else None,
         "data": None,
-        "arguments": json.loads(json.dumps(arguments, default=str)),
+        "arguments": json.loads(_redact(json.dumps(arguments, default=str))),
     }
 
 
@@ -188,6 +198,8 @@ def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | 
             return "error", f"output_dir={folder} holds files that are no fourstage run; choose another --output_dir"
         return "start", None if resume in (None, "auto") else resume
     differences = _differences(_identity(former), _identity(record))
+    if differences and {path.name for path in folder.iterdir()} == {"run.json"}:
+        return "start", None  # it failed before it had a trainer: a mended command may take the folder
     if differences:
         return "error", (
             f"output_dir={folder} holds another run: {'; '.join(differences)}; choose another --output_dir"
@@ -208,10 +220,20 @@ def _differences(old: dict, new: dict) -> list[str]:
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint: the trainer writes trainer_state.json last, so a cut-off one lacks it."""
-    whole = [path.parent for path in folder.glob("checkpoints/checkpoint-*/trainer_state.json")]
-    newest = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
-    return str(newest) if newest else None
+    """The newest whole checkpoint: the trainer writes trainer_state.json last, so a cut-off one has none or a part."""
+    states = folder.glob("checkpoints/checkpoint-*/trainer_state.json")
+    for state in sorted(states, key=lambda path: int(path.parent.name.split("-")[1]), reverse=True):
+        try:
+            json.loads(state.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        return str(state.parent)
+    return None
+
+
+def _drop_pickled_arguments(folder: Path) -> None:
+    for file in folder.rglob("training_args.bin"):
+        file.unlink()
 
 
 def _read(folder: Path) -> dict | None:

@@ -3,12 +3,24 @@
 import gzip
 import hashlib
 import json
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets, load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets import (
+    Dataset,
+    Features,
+    IterableDataset,
+    List,
+    Value,
+    concatenate_datasets,
+    interleave_datasets,
+    load_dataset,
+)
+from datasets.exceptions import DatasetGenerationError
 
 from fourstage import rows
 from fourstage.arguments import DataArguments
@@ -17,6 +29,16 @@ Rows = Dataset | IterableDataset
 _BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _TEST_NAMES = ("test", "validation", "valid", "val", "dev")
 _STREAM_BUFFER, _STREAM_CHECKED, _STREAM_HELD_OUT = 1_000, 1_000, 200
+_BATCH = 100  # rows converted at once: documents can be whole books
+_TURNS = List({"role": Value("string"), "content": Value("string")})
+_FEATURES = {
+    "pretrain": Features({"text": Value("string")}),
+    "sft": Features({"prompt": _TURNS, "completion": _TURNS}),
+}
+
+
+class RowError(ValueError):
+    """A row that fits no format; names the source and the row's number."""
 
 
 def load_texts(data_args, seed: int, text_field: str = "text") -> tuple[Rows, Rows]:
@@ -35,15 +57,14 @@ def load_conversations(data_args, seed: int) -> tuple[Rows, Rows]:
     return _load(data_args, "sft", seed, rows.conversation_row)
 
 
-def held_out_rows(stage: str, dataset_name: str | None, data_args, seed: int) -> Rows:
-    """What to measure on: all rows of `dataset_name` if it is given, else the part that a run with `data_args` and
-    `seed` held out."""
-    convert = {"pretrain": rows.text_row, "sft": rows.conversation_row}[stage]
+def held_out_rows(stage: str, dataset_name: str | None, data_args, seed: int, text_field: str = "text") -> Rows:
+    """What to measure on: the test split of `dataset_name`, or all of it, if it is given; else the part that a run
+    with `data_args` and `seed` held out."""
+    convert = {"pretrain": lambda row: rows.text_row(row, text_field), "sft": rows.conversation_row}[stage]
     if not dataset_name:
         return _load(data_args, stage, seed, convert)[1]
-    whole = DataArguments(dataset_name=dataset_name)
-    train, test = _load_source({"dataset_name": dataset_name}, whole, stage)
-    return _convert(train if test is None else test, convert, dataset_name)
+    train, test = _load_source({"dataset_name": dataset_name}, DataArguments(dataset_name=dataset_name), stage)
+    return _convert(train if test is None else test, convert, stage, dataset_name)
 
 
 def fingerprint(data: Rows) -> str:
@@ -86,21 +107,25 @@ def drop_overlong(data: Rows, count_tokens: Callable[[dict], int], max_length: i
 
 
 def _load(data_args, stage: str, seed: int, convert: rows.Convert) -> tuple[Rows, Rows]:
-    """Every source: load, convert, hold out; then mix the training parts by weight and join the held-out ones."""
-    parts, weights = [], []
-    for source in _sources(data_args):
-        train, test = _load_source(source, data_args, stage)
-        train = _convert(train, convert, source["dataset_name"])
-        if test is not None:
-            test = _convert(test, convert, source["dataset_name"])
-        elif stage == "pretrain" and isinstance(train, Dataset) and len(train) == 1:
+    """Every source: load and convert; hold out of all together; mix the training parts by weight, join the others."""
+    sources = _sources(data_args)
+    parts = []
+    for source in sources:
+        train, test = (
+            None if part is None else _convert(part, convert, stage, source["dataset_name"])
+            for part in _load_source(source, data_args, stage)
+        )
+        if isinstance(test, IterableDataset):
+            test = _first_rows(test)
+        if test is None and stage == "pretrain" and isinstance(train, Dataset) and len(train) == 1:
             train, test = _split_long_document(train, data_args.test_split_size)
-        else:
-            train, test = hold_out(train, data_args.test_split_size, seed)
         parts.append((train, test))
-        weights.append(float(source.get("weight", 1.0)))
+    undivided = [train for train, test in parts if test is None]
+    divided = iter(hold_out(undivided, data_args.test_split_size, seed) if undivided else [])
+    parts = [next(divided) if test is None else (train, test) for train, test in parts]
     train, test = parts[0]
     if len(parts) > 1:
+        weights = [float(source.get("weight", 1.0)) for source in sources]
         shares = [weight / sum(weights) for weight in weights]
         train = interleave_datasets(
             [part for part, _ in parts], probabilities=shares, seed=seed, stopping_strategy="all_exhausted"
@@ -119,12 +144,17 @@ def _sources(data_args) -> list[dict]:
         raise ValueError(f"test_split_size={data_args.test_split_size} must be a share between 0 and 1, such as 0.05")
     if data_args.dataset_name:
         return [{"dataset_name": data_args.dataset_name}]
-    known = {"dataset_name", "weight", "dataset_config", "dataset_train_split"}
+    if not isinstance(data_args.datasets, list):
+        raise ValueError(f"datasets: must be a list of entries with dataset_name, got {data_args.datasets!r}")
+    known = ("dataset_name", "weight", "dataset_config", "dataset_train_split")
     for number, source in enumerate(data_args.datasets, start=1):
-        if not isinstance(source, dict) or "dataset_name" not in source or source.keys() - known:
-            raise ValueError(f"datasets: entry {number} is {source!r}; it needs dataset_name and may have {known}")
-        if float(source.get("weight", 1.0)) <= 0:
-            raise ValueError(f"datasets: entry {number} has weight {source['weight']}; it must be above 0")
+        if not isinstance(source, dict) or not source.get("dataset_name") or source.keys() - {*known}:
+            raise ValueError(
+                f"datasets: entry {number} is {source!r}; it needs dataset_name and may have {', '.join(known[1:])}"
+            )
+        weight = source.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise ValueError(f"datasets: entry {number} has weight {weight!r}; it must be a number above 0")
     return data_args.datasets
 
 
@@ -134,7 +164,8 @@ def _load_source(source: dict, data_args, stage: str) -> tuple[Rows, Rows | None
     if name == "fourstage/demo":
         from fourstage.demo import demo_rows
 
-        return tuple(Dataset.from_list(part) for part in demo_rows(stage))
+        train, test = (Dataset.from_list(part) for part in demo_rows(stage))
+        return train.to_iterable_dataset() if data_args.dataset_streaming else train, test
     if path.exists():
         splits = _load_local(path, data_args.dataset_streaming)
     elif _is_path(name):
@@ -155,15 +186,13 @@ def _is_path(name: str) -> bool:
 
 
 def _load_hub(name: str, config: str | None, streaming: bool) -> dict:
-    try:
+    with _one_line_errors(name):
         return dict(load_dataset(name, config, streaming=streaming))
-    except (DatasetNotFoundError, ConnectionError, OSError) as error:
-        raise ValueError(f"dataset_name={name}: {' '.join(str(error).split())}") from error
 
 
 def _load_local(path: Path, streaming: bool) -> dict:
-    """Files by split: a folder's are told apart by name, as in `train.jsonl.gz` and `validation.jsonl.gz`."""
-    files = sorted(p for p in path.rglob("*") if _kind(p)) if path.is_dir() else [path]
+    """Files by split: a folder's are told apart by name, as in `validation.jsonl.gz` or `test/part1.txt`."""
+    files = _files(path)
     kinds = {_kind(file) for file in files}
     if len(kinds) != 1 or None in kinds:
         found = ", ".join(sorted({p.name for p in files})[:5]) or "no data file"
@@ -173,78 +202,105 @@ def _load_local(path: Path, streaming: bool) -> dict:
         raise ValueError(f"{empty[0]} is empty; remove it or fill it")
     by_split: dict[str, list[str]] = {}
     for file in files:
-        by_split.setdefault(_split_of(file) if path.is_dir() else "train", []).append(str(file))
+        split = _split_of(str(file.relative_to(path))) if path.is_dir() else "train"
+        by_split.setdefault(split, []).append(str(file))
     kind = kinds.pop()
     options = {"sample_by": "document"} if kind == "text" else {}
-    try:
+    with _one_line_errors(str(path)):
         return dict(load_dataset(kind, data_files=by_split, streaming=streaming, **options))
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        raise ValueError(_first_problem(files) or f"{path}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _kind(path: Path) -> str | None:
     return _BUILDERS.get(Path(path.name.removesuffix(".gz")).suffix) if path.is_file() else None
 
 
-def _split_of(file: Path) -> str:
-    words = re.split(r"[^a-z]+", file.name.lower())
+def _files(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if _kind(p)) if path.is_dir() else [path]
+
+
+def _split_of(name: str) -> str:
+    words = re.split(r"[^a-z]+", name.lower())
     name = next((word for word in words if word in _TEST_NAMES), "train")
     return name if name in ("train", "test") else "validation"
 
 
-def _first_problem(files: Iterable[Path]) -> str | None:
-    """The file and line at which reading failed, looked for only after the fast reader has given up."""
-    for file in files:
-        number = 0
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
-            try:
-                for number, line in enumerate(lines, start=1):  # noqa: B007 (named in the messages)
-                    text = line.decode("utf-8")
-                    if file.name.removesuffix(".gz").endswith(".jsonl") and text.strip():
-                        json.loads(text)
-            except UnicodeDecodeError as error:
-                return f"{file} line {number}: not UTF-8 (byte {error.object[error.start]:#04x}); convert it to UTF-8"
-            except json.JSONDecodeError as error:
-                return (
-                    f"{file} line {number}: broken JSON ({error.msg} at column {error.colno}); mend or remove the line"
-                )
-            except (gzip.BadGzipFile, EOFError) as error:
-                return f"{file}: not a whole gzip file ({error}); fetch it again"
-    return None
+@contextmanager
+def _one_line_errors(name: str) -> Iterator[None]:
+    """What the readers raise, of a dozen types, as one ValueError of one line: where the problem is, and the fix."""
+    try:
+        yield
+    except RowError:
+        raise
+    except Exception as error:
+        files = _files(Path(name)) if Path(name).exists() else []
+        problem = next(filter(None, map(_first_problem, files)), None)
+        if problem is None:
+            cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+            text = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
+            problem = f"dataset_name={name} cannot be read, mend it or choose another: {text}"
+        raise ValueError(problem) from error
 
 
-def _convert(data: Rows, convert: rows.Convert, name: str) -> Rows:
-    """Applies `convert` to every row; rows it calls empty are left out, and counted where the data has a length."""
-
-    def numbered(row: dict, index: int) -> dict:
+def _first_problem(file: Path) -> str | None:
+    """The line at which reading fails, looked for only after the fast reader has given up."""
+    suffix = Path(file.name.removesuffix(".gz")).suffix
+    if suffix == ".parquet":
+        return None
+    number = 0
+    with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
         try:
-            return {"converted": convert(row)}
-        except ValueError as error:
-            raise ValueError(f"{name} row {index + 1}: {error}") from None
-
-    first = next(iter(data), None)
-    if first is None:
-        raise ValueError(f"{name}: no rows; it is empty")
-    columns = list(first)
-    numbered(first, 0)
-    converted = data.map(numbered, with_indices=True, remove_columns=columns)
-    converted = converted.filter(lambda row: row["converted"] is not None)
-    if isinstance(converted, Dataset):
-        if not len(converted):
-            raise ValueError(f"{name}: all {len(data):,} rows are empty texts; nothing to train on")
-        if len(converted) < len(data):
-            print(f"{name}: {len(data) - len(converted):,} of {len(data):,} rows are empty and left out")
-        return converted.flatten().rename_columns({f"converted.{key}": key for key in converted[0]["converted"]})
-    checked = list(converted.take(_STREAM_CHECKED))  # a bad row among the first ones stops before the first step
-    if not checked:
-        raise ValueError(f"{name}: the first {_STREAM_CHECKED:,} rows are empty texts; nothing to train on")
-    return converted.map(lambda row: row["converted"], remove_columns=["converted"])
+            for number, line in enumerate(lines, start=1):  # noqa: B007 (named in the messages)
+                text = line.decode("utf-8")
+                if suffix == ".jsonl" and text.strip():
+                    json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8")
+        except UnicodeDecodeError as error:
+            return f"{file} line {number}: not UTF-8 (byte {error.object[error.start]:#04x}); convert it to UTF-8"
+        except UnicodeEncodeError:
+            return f"{file} line {number}: half a surrogate pair, which is no character; mend or remove the line"
+        except json.JSONDecodeError as error:
+            return f"{file} line {number}: broken JSON ({error.msg} at column {error.colno}); mend or remove the line"
+        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+            return f"{file}: not a whole gzip file ({error}); fetch it again"
+    return None if number else f"{file} is empty; remove it or fill it"
 
 
-def hold_out(data: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
-    """Splits by a seeded hash of the row's content: the same rows every time, and copies never on both sides.
+def _convert(data: Rows, convert: rows.Convert, stage: str, name: str) -> Rows:
+    """Applies `convert` to every row; rows it calls empty are left out, and counted where the data has a length."""
+    features = _FEATURES[stage]
 
-    At least one row is held out of a data set. Of a stream the test part is the first 200 held-out rows.
+    def convert_batch(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+        converted = []
+        for index, *values in zip(indices, *batch.values(), strict=True):
+            try:
+                converted.append(convert(dict(zip(batch, values, strict=True))))
+            except ValueError as error:
+                raise RowError(f"{name} row {index + 1}: {error}") from None
+        return {key: [row[key] for row in converted if row is not None] for key in features}
+
+    with _one_line_errors(name):
+        first = next(iter(data), None)
+        if first is None:
+            raise RowError(f"{name}: no rows; it is empty, so fill it or choose another")
+        options = {"with_indices": True, "batched": True, "batch_size": _BATCH, "remove_columns": list(first)}
+        if isinstance(data, IterableDataset):
+            data = data.map(convert_batch, features=features, **options)
+            some = next(iter(list(data.take(_STREAM_CHECKED))), None)  # a bad row stops before the first step
+        else:
+            found = len(data)  # not from the cache: it would not notice another version of this package
+            data = data.map(convert_batch, features=features, load_from_cache_file=False, **options)
+            some = len(data) or None
+            if len(data) < found:
+                print(f"{name}: {found - len(data):,} of {found:,} rows are empty and left out")
+    if some is None:
+        raise ValueError(f"{name}: all rows have empty texts, there is nothing to train on; choose other data")
+    return data
+
+
+def hold_out(parts: Sequence[Rows], share: float, seed: int) -> list[tuple[Rows, Rows]]:
+    """Splits each part by a seeded hash of a row's content: the same rows every time, and copies of a row, in one
+    part or in several, never on both sides.
+
+    At least one row of data sets is held out, in all. Of a stream the test part is the first 200 held-out rows.
     """
 
     def position(row: dict) -> float:
@@ -252,15 +308,32 @@ def hold_out(data: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
         digest = hashlib.sha256(str(seed).encode() + b"\0" + content).digest()
         return int.from_bytes(digest[:8]) / 2**64
 
-    if isinstance(data, IterableDataset):
-        test = data.filter(lambda row: position(row) < share).take(_STREAM_HELD_OUT)
-        return data.filter(lambda row: position(row) >= share), test
-    positions = [position(row) for row in data]
-    threshold = sorted(positions)[max(1, round(share * len(data))) - 1]
-    train = data.select([i for i, p in enumerate(positions) if p > threshold])
-    if not len(train):
-        raise ValueError(f"{len(data)} different rows are too few to hold some out; give at least two")
-    return train, data.select([i for i, p in enumerate(positions) if p <= threshold])
+    if isinstance(parts[0], IterableDataset):
+        return [_divide_stream(part, lambda row: position(row) < share) for part in parts]
+    positions = [[position(row) for row in part] for part in parts]
+    ranked = sorted({place for part in positions for place in part})
+    if len(ranked) < 2:
+        raise ValueError("one document or copies of one are too few to hold some out; give at least two different ones")
+    threshold = ranked[min(max(1, round(share * len(ranked))), len(ranked) - 1) - 1]
+    divided = []
+    for part, places in zip(parts, positions, strict=True):
+        train = part.select([i for i, place in enumerate(places) if place > threshold])
+        if not len(train):
+            raise ValueError(f"all rows of a source ({len(part):,}) would be held out; give it more, or leave it out")
+        divided.append((train, part.select([i for i, place in enumerate(places) if place <= threshold])))
+    return divided
+
+
+def _divide_stream(data: IterableDataset, is_held_out: Callable[[dict], bool]) -> tuple[IterableDataset, Dataset]:
+    train, test = data.filter(lambda row: not is_held_out(row)), data.filter(is_held_out)
+    if next(iter(train), None) is None or next(iter(test), None) is None:
+        raise ValueError("a stream has too few rows to hold some out; leave out --dataset_streaming or give more data")
+    return train, _first_rows(test)
+
+
+def _first_rows(data: IterableDataset) -> Dataset:
+    """The start of a stream in memory, so that evaluations need not read the stream again."""
+    return Dataset.from_list(list(data.take(_STREAM_HELD_OUT)), features=data.features)
 
 
 def _split_long_document(data: Dataset, share: float) -> tuple[Dataset, Dataset]:

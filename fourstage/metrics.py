@@ -1,7 +1,9 @@
 """The numbers of the stage table: bits per byte, exact match, and whether answers end."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import datasets
 import evaluate
@@ -67,11 +69,12 @@ def standard_error(values: Sequence[float]) -> float:
 def text_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, window: int) -> float:
     """Cost of a text in nats: the sum of -log p over its tokens.
 
-    The tokens, after the begin token that the tokenizer writes, are read in consecutive windows of `window` tokens;
-    a window's inputs x[i:i+window] predict x[i+1:i+window+1], so that each token is scored exactly once.
+    The tokens, after a begin token (the end token where a tokenizer has no other), are read in consecutive windows of
+    `window` tokens: a window's inputs x[i:i+window] predict x[i+1:i+window+1], so each token is scored exactly once.
     """
     model.eval()
-    ids = torch.tensor(tokenizer(text)["input_ids"], device=model.device)
+    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    ids = torch.tensor([begin, *tokenizer(text, add_special_tokens=False)["input_ids"]], device=model.device)
     total = 0.0
     starts = range(0, len(ids) - 1, window)
     for first in range(0, len(starts), 16):  # batches of 16 windows; the last window may be shorter
@@ -102,22 +105,41 @@ def generate(
     Greedy for temperature 0. Sampling fields of the model's own generation_config are not used.
     """
     model.eval()
-    eos = model.generation_config.eos_token_id
-    stops = set(eos if isinstance(eos, list) else [eos])
+    stops = stop_ids(model)
+    pad = tokenizer.pad_token_id or 0  # masked, so any id serves
     options = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id, **options
-    )
+    config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stops or None, pad_token_id=pad, **options)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding within a batch
     completions: list[list[int]] = [[] for _ in prompts]
-    for first in range(0, len(order), batch_size):
-        chosen = order[first : first + batch_size]
-        batch = tokenizer.pad({"input_ids": [prompts[i] for i in chosen]}, padding_side="left", return_tensors="pt")
-        output = model.generate(**batch.to(model.device), generation_config=config)
-        for i, row in zip(chosen, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-            end = next((at + 1 for at, token in enumerate(row) if token in stops), len(row))
-            completions[i] = row[:end]
+    with _generating_by(config, model) as run:
+        for first in range(0, len(order), batch_size):
+            chosen = order[first : first + batch_size]
+            longest = len(prompts[chosen[-1]])
+            ids = torch.tensor([[pad] * (longest - len(prompts[i])) + prompts[i] for i in chosen])
+            mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen])
+            output = run(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+            for i, row in zip(chosen, output[:, longest:].tolist(), strict=True):
+                end = next((at + 1 for at, token in enumerate(row) if token in stops), len(row))
+                completions[i] = row[:end]
     return completions
+
+
+def stop_ids(model) -> list[int]:
+    """The ids that end an answer, by the model's generation_config; empty where it names none."""
+    eos = model.generation_config.eos_token_id
+    return eos if isinstance(eos, list) else [] if eos is None else [eos]
+
+
+@contextmanager
+def _generating_by(config: GenerationConfig, model) -> Iterator[Callable]:
+    """The model's `generate` by `config` alone: what is None in it would else be filled from the model's own."""
+    if hasattr(model, "get_base_model"):  # an adapter lies in the base model's own layers
+        model = model.get_base_model()
+    own, model.generation_config = model.generation_config, config
+    try:
+        yield partial(model.generate, generation_config=config)
+    finally:
+        model.generation_config = own
 
 
 def continue_texts(model, tokenizer, prompts: Sequence[str] = BASE_PROMPTS, max_new_tokens: int = 48) -> list[dict]:
@@ -137,8 +159,7 @@ def answer_questions(model, tokenizer, prompts: Sequence = CHAT_PROMPTS, max_new
     ids = [tokenizer.apply_chat_template(t, add_generation_prompt=True, return_dict=True)["input_ids"] for t in turns]
     done = generate(model, tokenizer, ids, max_new_tokens)
     texts = tokenizer.batch_decode(done, skip_special_tokens=True)
-    eos = model.generation_config.eos_token_id
-    stops = set(eos if isinstance(eos, list) else [eos])
+    stops = stop_ids(model)
     return [
         {"prompt": p, "completion": text, "tokens": len(row), "stopped": bool(row) and row[-1] in stops}
         for p, text, row in zip(prompts, texts, done, strict=True)
@@ -151,8 +172,12 @@ def score_answers(model, tokenizer, conversations: Sequence[dict], max_new_token
     `conversations` are rows with `prompt` and `completion`; the first answer is asked for. Exact match is taken over
     references of at most three words, for which one answer is right. Returns the metrics and the answers themselves.
     """
-    references = [row["completion"][0]["content"] for row in conversations]
-    answers = answer_questions(model, tokenizer, [row["prompt"] for row in conversations], max_new_tokens)
+    prompts, references = [], []
+    for row in conversations:
+        first = next(i for i, turn in enumerate(row["completion"]) if turn["role"] == "assistant")
+        prompts.append(row["prompt"] + row["completion"][:first])
+        references.append(row["completion"][first]["content"])
+    answers = answer_questions(model, tokenizer, prompts, max_new_tokens)
     for answer, reference in zip(answers, references, strict=True):
         answer["reference"] = reference
     ended = [a["stopped"] and bool(a["completion"].strip()) for a in answers]

@@ -1,9 +1,17 @@
 """The model of a stage: random weights of any architecture and size, or a checkpoint; adapters on top."""
 
 import json
+import math
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from trl import get_peft_config
 
 from fourstage import sizing
@@ -19,9 +27,9 @@ def random_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase, max_length:
     """
     if model_args.use_peft:
         raise ValueError("use_peft: adapters on random weights learn next to nothing; leave --use_peft out")
-    overrides = model_args.config_overrides or {}
-    if isinstance(overrides, str):
-        overrides = json.loads(overrides)
+    overrides = overrides_of(model_args)
+    if uses_scaled_init(model_args):
+        overrides = {"tie_word_embeddings": False, **overrides}
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     wanted = sizing.parse_count(model_args.num_parameters)
     config = sizing.sized_config(
@@ -36,8 +44,54 @@ def random_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase, max_length:
         config, dtype=_dtype(model_args), attn_implementation=model_args.attn_implementation
     )
     model.generation_config = GenerationConfig(**ids)
+    if uses_scaled_init(model_args):
+        scale_init(model)
     print(describe(model, wanted), flush=True)
     return model
+
+
+def overrides_of(model_args) -> dict:
+    """`config_overrides` as a mapping, whether it came from YAML or as JSON from the command line."""
+    overrides = model_args.config_overrides or {}
+    try:
+        overrides = json.loads(overrides) if isinstance(overrides, str) else overrides
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"config_overrides={overrides!r} is no JSON ({error.msg}); write '{{\"field\": value}}'"
+        ) from None
+    if not isinstance(overrides, dict):
+        raise ValueError(f"config_overrides={overrides!r} must be a mapping, such as '{{\"num_hidden_layers\": 6}}'")
+    return overrides
+
+
+# Families whose blocks add the plain output of attention and MLP to a stream that the next norm rescales. Elsewhere (a
+# norm after the output projection, scaled embeddings, other blocks) the rules of `scale_init` were not measured.
+PRE_NORM_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+
+
+def uses_scaled_init(model_args) -> bool:
+    """Whether random weights are drawn by `scale_init`: for pre-norm families with an output head of its own."""
+    tied = overrides_of(model_args).get("tie_word_embeddings", False)
+    return model_args.scaled_init and model_args.model_type in PRE_NORM_FAMILIES and not tied
+
+
+@torch.no_grad()
+def scale_init(model: PreTrainedModel) -> None:
+    """Redraws the weights so that a block starts as the identity and every matrix keeps the size of its input.
+
+    Embedding N(0, 1); hidden matrices N(0, 1 / fan_in); the projections back into the stream zero; head N(0, 0.001^2),
+    so that the first loss is ln(vocabulary). As in nanochat (gpt.py, init_weights at 92d63d4), with normal draws;
+    benchmarks/pretrain_quality.py measures what it brings.
+    """
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if module is head:
+            module.weight.normal_(0, 0.001)
+        elif isinstance(module, nn.Embedding):
+            module.weight.normal_(0, 1)
+        elif isinstance(module, nn.Linear):
+            into_stream = name.endswith(("o_proj", "down_proj"))
+            module.weight.normal_(0, 0 if into_stream else 1 / math.sqrt(module.in_features))
 
 
 def load_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -59,8 +113,9 @@ def load_tokenizer(model_args) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: naming what is missing: the folder (and the command that makes it), the end or the pad token.
     """
+    for parent in filter(None, (model_args.model_name_or_path, model_args.tokenizer_name)):
+        check_parent(parent)
     name = model_args.tokenizer_name or model_args.model_name_or_path
-    check_parent(name)
     tokenizer = AutoTokenizer.from_pretrained(name, revision=model_args.model_revision)
     if tokenizer.eos_token is None:
         raise ValueError(f"the tokenizer of {name} has no eos_token, so that nothing could end; choose another")
@@ -85,6 +140,16 @@ def adapter_config(model_args, model: PreTrainedModel, tokenizer: PreTrainedToke
     if continues_text:
         config.trainable_token_indices = template_token_ids(tokenizer)
     return config
+
+
+def complete_tied_head(model: PreTrainedModel) -> None:
+    """Gives a head that is tied to trainable embedding rows the `bias` that TRL's fused log-probabilities ask for.
+
+    PEFT 0.21 wraps such a head, and the wrapper knows its `weight` (rows and all) but no `bias`. No effect otherwise.
+    """
+    head = model.get_output_embeddings()
+    if not hasattr(head, "bias"):
+        head.bias = None  # as in the wrapper's own forward
 
 
 def template_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -86,6 +86,20 @@ def parameter_groups(model: PreTrainedModel, args) -> list[dict]:
     ]
 
 
+def fill_rates(args, scaled_init: bool, random_weights: bool) -> None:
+    """Fills the learning rates of a PretrainConfig that were left open, to what suits the weights it starts from.
+
+    With `model.scale_init` the embedding is of size one and the head nearly zero, so that they take steps of another
+    size than the matrices. Weights that learned already take smaller steps.
+    """
+    if args.learning_rate is None:
+        args.learning_rate = 1e-2 if random_weights else 1e-3
+    if args.embedding_lr_scale is None:
+        args.embedding_lr_scale = 20.0 if scaled_init else 1.0
+    if args.head_lr_scale is None:
+        args.head_lr_scale = 0.7 if scaled_init else 1.0
+
+
 class PretrainTrainer(SFTTrainer):
     """SFTTrainer (TRL 1.16) for rows of packed text.
 

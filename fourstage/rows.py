@@ -41,33 +41,40 @@ def conversation_row(row: Mapping) -> dict | None:
 
 
 def _turns(row: Mapping) -> tuple[list[dict], list[dict]]:
-    if "messages" in row or "conversations" in row:
-        turns = [_turn(turn) for turn in row.get("messages") or row.get("conversations") or []]
-        first = next((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
-        return turns[:first], turns[first:]
-    if "prompt" in row and "completion" in row:
-        return _as_turns(row["prompt"], "user"), _as_turns(row["completion"], "assistant")
-    if "instruction" in row and "output" in row:
-        parts = [part for part in (row["instruction"], row.get("input")) if part and part.strip()]
-        return _as_turns("\n\n".join(parts), "user"), _as_turns(row["output"], "assistant")
-    if "question" in row and "answer" in row:
-        return _as_turns(row["question"], "user"), _as_turns(row["answer"], "assistant")
+    for column in ("messages", "conversations"):
+        if row.get(column) is not None:
+            turns = _as_turns(row[column], None)
+            first = next((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
+            return turns[:first], turns[first:]
+    for asked, answered in (("prompt", "completion"), ("instruction", "output"), ("question", "answer")):
+        # Where rows of several formats share a file, the columns of the others are there and hold nothing.
+        if asked in row and answered in row and not (row[asked] is None and row[answered] is None):
+            prompt = _as_turns(row[asked], "user")
+            if asked == "instruction":
+                parts = [turn["content"] for part in (row[asked], row.get("input")) for turn in _as_turns(part, "user")]
+                prompt = _as_turns("\n\n".join(part for part in parts if part.strip()), "user")
+            return prompt, _as_turns(row[answered], "assistant")
     raise ValueError(
-        f"columns {sorted(row)} are no known format; want messages, conversations, prompt + completion, "
-        "instruction + output, or question + answer"
+        f"columns {sorted(key for key, value in row.items() if value is not None)} are no known format; want "
+        "messages, conversations, prompt + completion, instruction + output, or question + answer"
     )
 
 
-def _as_turns(content: str | list | None, role: str) -> list[dict]:
+def _as_turns(content: str | list | None, role: str | None) -> list[dict]:
+    """Turns as they are, or one text as the turn of `role`."""
     if isinstance(content, list):
         return [_turn(turn) for turn in content]
-    return [_turn({"role": role, "content": content or ""})]
+    if role is None:
+        raise ValueError(f"the turns are {type(content).__name__}, want a list of turns")
+    return [_turn({"role": role, "content": "" if content is None else content})]
 
 
 def _turn(turn: Mapping) -> dict:
     """One turn as `{"role", "content"}`, from that or from ShareGPT's `{"from", "value"}`."""
+    if not isinstance(turn, Mapping):
+        raise ValueError(f"a turn is {type(turn).__name__}, want a mapping with role and content, or from and value")
     role = turn.get("role") or _SHAREGPT_ROLES.get(turn.get("from"), turn.get("from"))
-    content = turn["content"] if "content" in turn else turn.get("value")
+    content = turn.get("value") if turn.get("content") is None else turn["content"]
     if role not in _ROLES:
         raise ValueError(f"role {role!r} is unknown; want one of {', '.join(_ROLES)}, or ShareGPT's human and gpt")
     if not isinstance(content, str):

@@ -78,9 +78,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
 
 def first_characters(rows: Iterable[dict], limit: int = 100_000_000) -> Iterator[str]:
     """The `text` of rows until `limit` characters have been given out: what bounds the trainer's memory."""
-    given = 0
     for row in rows:
-        if given >= limit:
+        text = row["text"][:limit]
+        yield text
+        limit -= len(text)
+        if limit <= 0:
             return
-        given += len(row["text"])
-        yield row["text"]

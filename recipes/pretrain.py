@@ -12,17 +12,24 @@ from fourstage.arguments import DataArguments, ModelArguments, PretrainConfig, p
 def main(data_args: DataArguments, training_args: PretrainConfig, model_args: ModelArguments) -> None:
     from transformers import set_seed
 
-    from fourstage.artifact import finish_run, record_data, start_run
+    from fourstage.artifact import LeanCheckpoints, finish_run, record_data, start_run
     from fourstage.data import describe, fingerprint, load_texts, texts_of
     from fourstage.launch import check_launch
     from fourstage.metrics import continue_texts
-    from fourstage.model import load_causal_lm, load_tokenizer, random_causal_lm
-    from fourstage.pretrain import PretrainTrainer, bytes_per_token, packing_strategy
+    from fourstage.model import load_causal_lm, load_tokenizer, random_causal_lm, uses_scaled_init
+    from fourstage.pretrain import PretrainTrainer, bytes_per_token, fill_rates, packing_strategy
     from fourstage.progress import show_progress, show_summary
     from fourstage.sizing import parse_count
     from fourstage.tokenizer import default_vocab_size, first_characters, train_tokenizer
 
     check_launch(training_args)
+    if model_args.use_peft:
+        raise ValueError("use_peft: pre-training trains all weights, an adapter learns next to nothing; leave it out")
+    tokenizer = None
+    if model_args.model_name_or_path or model_args.tokenizer_name:
+        tokenizer = load_tokenizer(model_args)  # before the run folder: a missing parent leaves nothing behind
+    random_weights = not model_args.model_name_or_path
+    fill_rates(training_args, random_weights and uses_scaled_init(model_args), random_weights)
     set_seed(training_args.seed)  # before the model: its weights may be random
     run = start_run("pretrain", data_args, training_args, model_args)
 
@@ -30,17 +37,17 @@ def main(data_args: DataArguments, training_args: PretrainConfig, model_args: Mo
     record_data(run, {"train": fingerprint(train), "test": fingerprint(test)})
     print(f"data: {describe(train)} to train on, {describe(test)} held out")
 
-    if model_args.model_name_or_path or model_args.tokenizer_name:
-        tokenizer = load_tokenizer(model_args)
-    else:
+    if tokenizer is None:
         size = model_args.vocab_size or default_vocab_size(parse_count(model_args.num_parameters))
         tokenizer = train_tokenizer(first_characters(train), size, training_args.max_length)
-    if model_args.model_name_or_path:
+    if not random_weights:
         model = load_causal_lm(model_args, tokenizer)
     else:
         model = random_causal_lm(model_args, tokenizer, training_args.max_length)
 
     training_args.dataset_text_field = "text"
+    # Documents may be longer than the context, packing splits them: no warning about that.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if training_args.packing_strategy == "auto":
         training_args.packing_strategy = packing_strategy(model_args.attn_implementation)
     trainer = PretrainTrainer(
@@ -51,6 +58,7 @@ def main(data_args: DataArguments, training_args: PretrainConfig, model_args: Mo
         processing_class=tokenizer,
         bytes_per_token=bytes_per_token(texts_of(test), tokenizer),
     )
+    trainer.add_callback(LeanCheckpoints)
     show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 

@@ -13,11 +13,11 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     from transformers import set_seed
     from trl import SFTTrainer
 
-    from fourstage.artifact import finish_run, read_record, record_data, start_run
+    from fourstage.artifact import LeanCheckpoints, finish_run, read_record, record_data, start_run
     from fourstage.data import describe, drop_overlong, fingerprint, load_conversations
     from fourstage.launch import check_launch
     from fourstage.metrics import answer_questions
-    from fourstage.model import adapter_config, load_causal_lm, load_tokenizer
+    from fourstage.model import adapter_config, complete_tied_head, load_causal_lm, load_tokenizer
     from fourstage.progress import show_progress, show_summary
 
     check_launch(training_args)
@@ -51,6 +51,8 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
         processing_class=tokenizer,
         peft_config=adapter_config(model_args, model, tokenizer, continues_text=is_base),
     )
+    complete_tied_head(trainer.model)
+    trainer.add_callback(LeanCheckpoints)
     show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 

@@ -1,0 +1,42 @@
+"""What several test files share: a tokenizer trained here, a tiny random model, and a cache that leaves nothing."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="fourstage-tests-")
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+import datasets  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM  # noqa: E402
+
+from fourstage.tokenizer import train_tokenizer  # noqa: E402
+
+datasets.disable_progress_bars()
+
+
+@pytest.fixture(scope="session")
+def words():
+    """Distinct words of three letters: a corpus with plenty of merges."""
+    return " ".join(a + b + c for a in "bdfghklmn" for b in "aeiou" for c in "bdfghklmnprst")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(words):
+    return train_tokenizer([words] * 3, 512, 256)
+
+
+@pytest.fixture
+def model(tokenizer):
+    """Two layers with large random weights, so that no two logits are nearly equal."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, initializer_range=0.3, **shape)
+    model = LlamaForCausalLM(config).eval()
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    model.generation_config = GenerationConfig(**ids)
+    return model
