@@ -30,7 +30,7 @@ from fourstage.tokenizer import first_characters, train_tokenizer
 WINDOW, VOCABULARY, CHARACTERS = 256, 4096, 200_000
 PLAIN_MODEL = {"model_type": "llama", "num_parameters": "3.4M", "scaled_init": False}
 PLAIN_MODEL["config_overrides"] = {"tie_word_embeddings": True}
-PLAIN_TRAINING = {"lr_scheduler_type": "cosine", "warmup_steps": 10, "max_grad_norm": 1.0, "adam_beta1": 0.9}
+PLAIN_TRAINING = {"lr_scheduler_type": "cosine", "warmup_steps": 10, "adam_beta1": 0.9}
 PLAIN_TRAINING |= {"adam_epsilon": 1e-8, "use_muon": False, "learning_rate": 3e-3}
 # (what changes, model arguments, training arguments); None takes a setting back to the recipe's default.
 LADDER = [
@@ -42,7 +42,7 @@ LADDER = [
         {"scaled_init": None, "config_overrides": None, "num_parameters": "4.5M"},
         {"learning_rate": None},
     ),
-    ("schedule, clipping and AdamW's betas: the defaults", {}, dict.fromkeys(PLAIN_TRAINING)),
+    ("warmup-stable-decay, AdamW's betas: the defaults", {}, dict.fromkeys(PLAIN_TRAINING)),
 ]
 
 

@@ -77,7 +77,7 @@ class PretrainConfig(SFTConfig):
     head_lr_scale: float | None = _option(
         None, "Rate of an untied output head, as a multiple of learning_rate. Default: 0.7 with scaled_init, else 1."
     )
-    decay_ratio: float = _option(0.5, "warmup_stable_decay: share of the steps over which the rate falls to zero.")
+    decay_ratio: float = _option(0.6, "warmup_stable_decay: share of the steps over which the rate falls to zero.")
     max_eval_rows: int = _option(128, "Rows of max_length tokens that an evaluation during training reads.")
     learning_rate: float | None = _option(
         None, "Peak learning rate of the hidden matrices. Default: 1e-2 for random weights, 1e-3 for a checkpoint."
@@ -85,7 +85,9 @@ class PretrainConfig(SFTConfig):
     lr_scheduler_type: str = _option("warmup_stable_decay", "Any scheduler of transformers, such as cosine.")
     warmup_steps: float = _option(0, "Steps of linear warm-up, or a share of all steps if below 1.")
     weight_decay: float = _option(0.0, "Decoupled weight decay.")
+    adam_beta1: float = _option(0.8, "First moment decay of AdamW.")
     adam_beta2: float = _option(0.95, "Second moment decay of AdamW.")
+    adam_epsilon: float = _option(1e-10, "Epsilon of AdamW.")
     max_length: int | None = _option(512, "Context in tokens: length of a packed row.")
     packing: bool = _option(True, "Fill rows with consecutive documents.")
     packing_strategy: str = _option(

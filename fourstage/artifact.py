@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
@@ -43,8 +44,32 @@ class Run:
             os.replace(temporary, self.folder / "run.json")
 
 
-class LeanCheckpoints(TrainerCallback):
-    """Takes training_args.bin out of every checkpoint: nothing reads that pickle, and it can hold secrets."""
+class CleanRun(TrainerCallback):
+    """Every recipe's trainer has it: evaluating leaves the weights alone, and checkpoints keep no secret.
+
+    Data loaders and sampled answers draw from the random state that dropout draws from, so it is put back after an
+    evaluation: a run may then be resumed with other evaluations. training_args.bin is taken out of each checkpoint:
+    nothing reads that pickle, and it can hold a token.
+    """
+
+    _before = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._before = _random_state() if args.eval_on_start else None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_evaluate:
+            self._before = _random_state()
+
+    on_epoch_end = on_step_end
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self._before is not None:
+            cpu, gpu = self._before
+            torch.set_rng_state(cpu)
+            if gpu is not None:
+                torch.cuda.set_rng_state(gpu)
+        self._before = None
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -229,6 +254,10 @@ def _last_checkpoint(folder: Path) -> str | None:
             continue
         return str(state.parent)
     return None
+
+
+def _random_state() -> tuple:
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
 
 def _drop_pickled_arguments(folder: Path) -> None:

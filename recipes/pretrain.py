@@ -12,7 +12,7 @@ from fourstage.arguments import DataArguments, ModelArguments, PretrainConfig, p
 def main(data_args: DataArguments, training_args: PretrainConfig, model_args: ModelArguments) -> None:
     from transformers import set_seed
 
-    from fourstage.artifact import LeanCheckpoints, finish_run, record_data, start_run
+    from fourstage.artifact import CleanRun, finish_run, record_data, start_run
     from fourstage.data import describe, fingerprint, load_texts, texts_of
     from fourstage.launch import check_launch
     from fourstage.metrics import continue_texts
@@ -58,7 +58,7 @@ def main(data_args: DataArguments, training_args: PretrainConfig, model_args: Mo
         processing_class=tokenizer,
         bytes_per_token=bytes_per_token(texts_of(test), tokenizer),
     )
-    trainer.add_callback(LeanCheckpoints)
+    trainer.add_callback(CleanRun)
     show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 

@@ -13,7 +13,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     from transformers import set_seed
     from trl import SFTTrainer
 
-    from fourstage.artifact import LeanCheckpoints, finish_run, read_record, record_data, start_run
+    from fourstage.artifact import CleanRun, finish_run, read_record, record_data, start_run
     from fourstage.data import describe, drop_overlong, fingerprint, load_conversations
     from fourstage.launch import check_launch
     from fourstage.metrics import answer_questions
@@ -52,7 +52,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
         peft_config=adapter_config(model_args, model, tokenizer, continues_text=is_base),
     )
     complete_tied_head(trainer.model)
-    trainer.add_callback(LeanCheckpoints)
+    trainer.add_callback(CleanRun)
     show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 

@@ -28,8 +28,7 @@ CASES = {
     ),
     "messages with a system prompt and several turns": (
         {"messages": [SYSTEM, user("Hi"), assistant("Hello."), user("Bye"), assistant(" So long!\n")]},
-        "[<|bos|><|system|>Be brief.<|user|>Hi<|assistant|>]Hello.<|eos|>"
-        "[<|user|>Bye<|assistant|>] So long!\n<|eos|>",
+        "[<|bos|><|system|>Be brief.<|user|>Hi<|assistant|>]Hello.<|eos|>[<|user|>Bye<|assistant|>] So long!\n<|eos|>",
     ),
     "assistant turns one after the other": (
         {"messages": [user("Hi"), assistant("One."), assistant("Two.")]},

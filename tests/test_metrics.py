@@ -197,14 +197,18 @@ def test_score_answers_by_hand(tokenizer):
     assert (metrics["answers"], metrics["ended"]) == (4, 0.5)  # b never ends, c says nothing
     assert metrics["ended_stderr"] == pytest.approx(statistics.stdev([1, 0, 0, 1]) / 2)
     assert (metrics["exact_match_n"], metrics["exact_match"]) == (3, pytest.approx(1 / 3))
-    lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in ("yes", "1 2 3 4 5", "no", "No!")]
-    assert metrics["reference_mean_tokens"] == sum(lengths) / 4
+    assert metrics["mean_tokens"] == sum(row["tokens"] for row in got) / 4
 
 
 def test_questions_are_asked_through_the_template(tokenizer):
     seen = []
     parrot = Parrot(tokenizer, {"Why?": "So.<|eos|>"})
-    parrot.generate = lambda input_ids, **kwargs: (seen.append(input_ids), Parrot.generate(parrot, input_ids, **kwargs))[1]
+
+    def generate(input_ids, **kwargs):
+        seen.append(input_ids)
+        return Parrot.generate(parrot, input_ids, **kwargs)
+
+    parrot.generate = generate
     got = answer_questions(parrot, tokenizer, ["Why?"])
     assert tokenizer.decode(seen[0][0]) == "<|bos|><|user|>Why?<|assistant|>"
     assert got == [{"prompt": "Why?", "completion": "So.", "tokens": 4, "stopped": True}]

@@ -1,0 +1,118 @@
+"""Tuning with an adapter: what is trained, what is left, and that TRL's fused head sees all of it.
+
+PEFT and plain logits are the judges: the adapter in adapter/ is put on the base by PEFT itself.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import SHAPE, SMALL_RUN, cut_off, files_in, run_here, tensors_of, write_chats, write_texts
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from trl.trainer.utils import add_fused_lm_head
+
+from fourstage.model import complete_tied_head, template_token_ids
+
+ROWS = [1, 2, 4, 5]
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def tuned(request, tmp_path_factory):
+    """A finished base and a finished tuning of it with an adapter; the flags of the latter."""
+    folder = tmp_path_factory.mktemp(request.param)
+    texts, chats = write_texts(folder / "texts.jsonl"), write_chats(folder / "chats.jsonl")
+    tied = str(request.param == "tied").lower()
+    shape = f'--config_overrides={{"n_embd": 32, "n_layer": 2, "n_head": 2, "tie_word_embeddings": {tied}}}'
+    base = ["--model_type=gpt2", "--num_parameters=50K", "--vocab_size=384", "--max_length=200", shape, *SMALL_RUN]
+    run_here("pretrain", "--dataset_name", texts, "--output_dir", folder / "base", *base)
+    flags = ["--dataset_name", chats, "--model_name_or_path", folder / "base", "--use_peft", "--learning_rate=0.01"]
+    flags += [*SMALL_RUN, "--save_total_limit=5", "--max_steps=6"]
+    run_here("sft", *flags, "--output_dir", folder / "run")
+    return folder / "base", folder / "run", flags
+
+
+def logits(model, ids):
+    model.eval()
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+def test_the_folder_holds_the_merged_model_and_the_adapter(tuned):
+    base, run, _ = tuned
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "model.safetensors"} <= files_in(run)
+    assert {name for name in files_in(run) if name.endswith((".bin", ".pkl"))} == set()
+    ids = torch.arange(60).view(2, 30)
+    start = AutoModelForCausalLM.from_pretrained(base)
+    plain = logits(start, ids)
+    adapted = logits(PeftModel.from_pretrained(start, run / "adapter"), ids)
+    merged = logits(AutoModelForCausalLM.from_pretrained(run), ids)
+    torch.testing.assert_close(merged, adapted, rtol=0, atol=1e-5)
+    assert (merged - plain).abs().max() > 0.01
+
+
+def test_only_the_templates_rows_of_the_embedding_moved(tuned):
+    base, run, _ = tuned
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    names = ["<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>"]
+    trained = sorted(tokenizer.convert_tokens_to_ids(names))
+    assert template_token_ids(tokenizer) == trained
+    before, after = tensors_of(base), tensors_of(run)
+    moved = (before["transformer.wte.weight"] != after["transformer.wte.weight"]).any(dim=1)
+    # No row is predicted from <|eos|>, which is last, so an untied row of it gets no gradient.
+    tied = "lm_head.weight" not in before
+    assert moved.nonzero().flatten().tolist() == [i for i in trained if tied or i != tokenizer.eos_token_id]
+    assert tied or torch.equal(before["lm_head.weight"], after["lm_head.weight"])
+    for name in ("transformer.wpe.weight", "transformer.ln_f.weight", "transformer.h.0.ln_1.weight"):
+        assert torch.equal(before[name], after[name])
+    assert not torch.equal(before["transformer.h.0.attn.c_attn.weight"], after["transformer.h.0.attn.c_attn.weight"])
+
+
+def test_a_resumed_adapter_equals_an_uninterrupted_one(tuned, tmp_path, capsys):
+    """The adapter's dropout shows the random state."""
+    _, run, flags = tuned
+    run_here("sft", *flags, "--output_dir", tmp_path / "run")
+    cut_off(tmp_path / "run", step=2)
+    run_here("sft", *flags, "--output_dir", tmp_path / "run")
+    assert "from checkpoint-2" in capsys.readouterr().out
+    straight, resumed = tensors_of(run), tensors_of(tmp_path / "run")
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_type", ["qwen3", "llama", "gpt2"])
+def test_the_fused_head_equals_plain_logits_and_their_gradients(model_type, tied):
+    """Trainable rows count in a tied head too. TRL 1.16 alone stops here: PEFT's wrapper of the head has no bias."""
+    torch.manual_seed(0)
+    shape = SHAPE if model_type != "gpt2" else {"n_embd": 32, "n_layer": 2, "n_head": 2}
+    config = AutoConfig.for_model(model_type, vocab_size=384, tie_word_embeddings=tied, **shape)
+    settings = LoraConfig(r=4, target_modules="all-linear", trainable_token_indices=ROWS, task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), settings).eval()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        torch.nn.init.normal_(parameter, std=0.2)
+    add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "entropy", "is_top1"))
+    complete_tied_head(model)
+
+    ids = torch.randint(0, 384, (2, 12))
+    ids[:, 3:7] = torch.tensor(ROWS)
+    fused = model(input_ids=ids, labels=ids, fused_lm_head=True)
+    distribution = model(input_ids=ids).logits[:, :-1].log_softmax(dim=-1)
+    plain = distribution.gather(-1, ids[:, 1:, None]).squeeze(-1)
+    torch.testing.assert_close(fused.log_probs, plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fused.entropy, -(distribution.exp() * distribution).sum(-1), rtol=1e-4, atol=1e-5)
+    ours, theirs = (torch.autograd.grad(p.sum(), trained) for p in (fused.log_probs, plain))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_an_existing_chat_model_keeps_its_embedding(tuned, tmp_path):
+    """Trainable rows are for a base that never saw the markers: tuned again, the embedding stays."""
+    _, run, flags = tuned
+    run_here("sft", *flags, "--model_name_or_path", run, "--output_dir", tmp_path / "again")
+    before, after = tensors_of(run), tensors_of(tmp_path / "again")
+    assert torch.equal(before["transformer.wte.weight"], after["transformer.wte.weight"])
+    assert not torch.equal(before["transformer.h.0.attn.c_attn.weight"], after["transformer.h.0.attn.c_attn.weight"])
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (Path(run) / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
