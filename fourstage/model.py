@@ -159,7 +159,34 @@ def template_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     ids = set(tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"])
-    return sorted(ids & set(tokenizer.all_special_ids))
+    # all_special_ids would name bos, eos and pad only, and leave out the markers of a turn.
+    return sorted(i for i, token in tokenizer.added_tokens_decoder.items() if token.special and i in ids)
+
+
+@torch.no_grad()
+def check_fused_head(trainer) -> None:
+    """Refuses a model on which TRL's fused output head would train on wrong probabilities, on one held-out row.
+
+    The head multiplies the last hidden states by the head's weight; 22 of 189 architectures do something more in
+    between, or cap or scale the logits (docs/architectures.md).
+    Raises:
+        ValueError: naming the architecture and the largest difference of a log-probability.
+    """
+    model = trainer.model.eval()
+    batch = trainer.data_collator([next(iter(trainer.eval_dataset))])
+    inputs = {key: value.to(model.device) for key, value in batch.items() if torch.is_tensor(value)}
+    all_labels = inputs.pop("labels")
+    labels = all_labels[:, 1:]
+    plain = model(**inputs).logits[:, :-1].float().log_softmax(-1)
+    expected = plain.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(labels == -100, 0.0)
+    fused = model(**inputs, labels=all_labels, fused_lm_head=True).log_probs.float()
+    difference = (fused - expected).abs().max().item()
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    if not difference < tolerance:
+        raise ValueError(
+            f"model type {model.config.model_type}: TRL's fused head is off by {difference:.2g} nats, so tuning would "
+            "go wrong; choose a type with `yes` under fused log-probs in docs/architectures.md"
+        )
 
 
 def describe(model: PreTrainedModel, wanted: int | None = None) -> str:

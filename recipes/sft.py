@@ -17,7 +17,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     from fourstage.data import describe, drop_overlong, fingerprint, load_conversations
     from fourstage.launch import check_launch
     from fourstage.metrics import answer_questions
-    from fourstage.model import adapter_config, complete_tied_head, load_causal_lm, load_tokenizer
+    from fourstage.model import adapter_config, check_fused_head, complete_tied_head, load_causal_lm, load_tokenizer
     from fourstage.progress import show_progress, show_summary
 
     check_launch(training_args)
@@ -52,6 +52,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
         peft_config=adapter_config(model_args, model, tokenizer, continues_text=is_base),
     )
     complete_tied_head(trainer.model)
+    check_fused_head(trainer)
     trainer.add_callback(CleanRun)
     show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=run.checkpoint)

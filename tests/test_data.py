@@ -139,6 +139,15 @@ def test_many_empty_rows_at_the_beginning(tmp_path, capsys):
     assert "1,500 of 1,540 rows are empty" in capsys.readouterr().out
 
 
+def test_sources_of_unlike_types_mix(tmp_path):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"prompt": [], "completion": [{"role": "system", "content": str(i)}, *turns]} for i in range(9)]
+    name = write(tmp_path / "a.jsonl", jsonl(rows))  # Arrow takes the prompts for lists of nothing
+    sources = [{"dataset_name": name}, {"dataset_name": "fourstage/demo"}]
+    train, _ = load_conversations(DataArguments(datasets=sources), 0)
+    assert {len(row["prompt"]) for row in train} == {0, 1}
+
+
 # Holding out
 
 documents = st.lists(st.text(max_size=3), min_size=2, max_size=40).filter(lambda rows: len(set(rows)) > 1)

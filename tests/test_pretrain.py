@@ -42,6 +42,7 @@ def tiny(model_type, tied=False):
 
 def make_trainer(tmp_path, tokenizer, model, train=None, test=None, **settings):
     chosen = {"max_length": 32, "max_steps": 1, "per_device_train_batch_size": 4, "packing_strategy": "wrapped"}
+    chosen |= {"learning_rate": 0.01, "embedding_lr_scale": 2.0, "head_lr_scale": 0.5}
     chosen |= {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no", "report_to": "none"}
     args = PretrainConfig(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, **chosen | settings)
     rows = Dataset.from_list([{"text": text} for text in TEXTS])
@@ -195,6 +196,9 @@ def test_each_parameter_has_one_group_and_muon_the_hidden_matrices(tmp_path, tok
     in_muon = {names[id(p)] for group in groups if group["use_muon"] for p in group["params"]}
     assert in_muon == {name for name in names.values() if name.endswith(HIDDEN[model_type])} - {frozen}
     assert ("lm_head.weight" in names.values()) is not tied
+    rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+    expected = {name: 0.02 if "embed" in name or ".wt" in name or ".wp" in name else 0.01 for name in rates}
+    assert rates == expected | ({} if tied else {"lm_head.weight": 0.005})
 
 
 # Rates
