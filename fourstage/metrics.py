@@ -102,19 +102,24 @@ def generate(
 ) -> list[list[int]]:
     """New token ids for prompts of ids, in their order; a completion that ends by itself ends with the end token.
 
-    Greedy for temperature 0. Sampling fields of the model's own generation_config are not used.
+    Greedy for temperature 0. Sampling fields of the model's own generation_config are not used. Nothing goes past the
+    model's context; a prompt that fills it gets no completion.
     """
     model.eval()
     stops = stop_ids(model)
     pad = tokenizer.pad_token_id or 0  # masked, so any id serves
     options = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-    config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stops or None, pad_token_id=pad, **options)
+    config = GenerationConfig(eos_token_id=stops or None, pad_token_id=pad, **options)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding within a batch
     completions: list[list[int]] = [[] for _ in prompts]
     with _generating_by(config, model) as run:
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
             longest = len(prompts[chosen[-1]])
+            config.max_new_tokens = min(max_new_tokens, context - longest)  # learned positions end there
+            if config.max_new_tokens <= 0:
+                continue
             ids = torch.tensor([[pad] * (longest - len(prompts[i])) + prompts[i] for i in chosen])
             mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen])
             output = run(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))

@@ -54,7 +54,9 @@ def show_summary(stage: str, run, metrics: dict, samples: list[dict]) -> None:
     record = run.record
     seconds = metrics["train_runtime"]
     print(f"\n{stage} finished: {run.folder} ({record['parameters']:,} parameters)")
-    print(f"  {record['tokens']:,} tokens in {seconds / 60:.1f} min, {record['tokens'] / seconds:,.0f} tokens/s")
+    # After a resumption the tokens are those of the whole run, the seconds those since then: no rate can be told.
+    rate = " since it was resumed" if run.checkpoint else f", {record['tokens'] / seconds:,.0f} tokens/s"
+    print(f"  {record['tokens']:,} tokens, {seconds / 60:.1f} min{rate}")
     print("  " + ", ".join(text.format(metrics[key]) for key, text in _SHOWN.items() if key in metrics))
     for sample in samples:
         print(f"  {sample['prompt']!r}\n    -> {sample['completion'][:200]!r}")

@@ -44,6 +44,8 @@ def _turns(row: Mapping) -> tuple[list[dict], list[dict]]:
     for column in ("messages", "conversations"):
         if row.get(column) is not None:
             turns = _as_turns(row[column], None)
+            if isinstance(row.get("system"), str) and row["system"].strip():  # ShareGPT files may have it apart
+                turns = [_turn({"role": "system", "content": row["system"]}), *turns]
             first = next((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
             return turns[:first], turns[first:]
     for asked, answered in (("prompt", "completion"), ("instruction", "output"), ("question", "answer")):

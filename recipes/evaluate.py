@@ -47,7 +47,8 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.model} has no run.json; name the rows to measure on with --dataset_name")
     data_args = SimpleNamespace(**record["arguments"]["data"]) if record else None
     seed = record["seed"] if record else 0
-    rows = list(held_out_rows(stage, args.dataset_name, data_args, seed).take(args.max_rows))
+    field = record["arguments"]["training"]["dataset_text_field"] if record and not args.dataset_name else "text"
+    rows = list(held_out_rows(stage, args.dataset_name, data_args, seed, field).take(args.max_rows))
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model)

@@ -285,7 +285,9 @@ def assert_resumed_equals_straight(stage, flags, tmp_path, capsys):
         (tmp_path / "run" / "checkpoints" / name / "model.safetensors").write_bytes(b"cut off")
     (tmp_path / "run" / "checkpoints" / "checkpoint-4" / "trainer_state.json").write_text('{"global_st')
     run_here(stage, *flags)
-    assert "from checkpoint-2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "from checkpoint-2" in said
+    assert "since it was resumed" in said.rsplit("finished:", 1)[1]  # no rate of all tokens over the last part's time
     resumed = tensors_of(tmp_path / "run")
     assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
     after = record_of(tmp_path / "run")
@@ -309,3 +311,11 @@ def test_evaluating_and_generating_leave_training_alone(chain, tmp_path):
         run_here("pretrain", *chain["pretrain"], *GPT2, "--output_dir", tmp_path / name, *more)
         ends.append(tensors_of(tmp_path / name))
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_samples_keep_within_a_short_context_of_learned_positions(chain, tmp_path, stage):
+    short = [*GPT2, "--max_length=40", "--output_dir", tmp_path / "base"]
+    run_here("pretrain", *chain["pretrain"], *short)
+    if stage == "sft":
+        run_here("sft", *chain["sft"], "--model_name_or_path", tmp_path / "base", "--output_dir", tmp_path / "tuned")

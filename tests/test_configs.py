@@ -78,16 +78,9 @@ def test_a_wrong_line_of_yaml_is_named(monkeypatch, tmp_path, line, named):
     assert "\n" not in str(refused.value)
 
 
-abbreviated = pytest.mark.xfail(strict=False, reason="argparse takes abbreviations unless told otherwise")
-
-
 @pytest.mark.parametrize(
     "flag",
-    [
-        "--no_such_flag",
-        pytest.param("--learning_rat=1", marks=abbreviated),
-        pytest.param("--hub_tok=abc", marks=abbreviated),
-    ],
+    ["--no_such_flag", "--learning_rat=1", "--hub_tok=abc"],
 )
 def test_an_unknown_flag_is_refused(monkeypatch, capsys, flag):
     with pytest.raises((SystemExit, ValueError)) as refused:

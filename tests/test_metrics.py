@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from fourstage.metrics import (
     BitsPerByte,
@@ -159,6 +159,7 @@ class Parrot:
     """A stand-in that answers from a list, looked up by the last word of the prompt."""
 
     device = torch.device("cpu")
+    config = LlamaConfig()
 
     def __init__(self, tokenizer, answers):
         self.tokenizer, self.answers = tokenizer, answers
@@ -212,3 +213,11 @@ def test_questions_are_asked_through_the_template(tokenizer):
     got = answer_questions(parrot, tokenizer, ["Why?"])
     assert tokenizer.decode(seen[0][0]) == "<|bos|><|user|>Why?<|assistant|>"
     assert got == [{"prompt": "Why?", "completion": "So.", "tokens": 4, "stopped": True}]
+
+
+def test_generation_stops_where_the_context_does(tokenizer):
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=12)
+    model = GPT2LMHeadModel(config)
+    model.generation_config.eos_token_id = None
+    rows = generate(model, tokenizer, [[1] * 10, [1] * 4, [1] * 12], max_new_tokens=5, batch_size=1)
+    assert [len(row) for row in rows] == [2, 5, 0]

@@ -131,3 +131,11 @@ def test_text_rows():
         text_row({"body": "a"})
     with pytest.raises(ValueError, match="column 'text' holds int, want text"):
         text_row({"text": 3})
+
+
+def test_sharegpt_system_column_is_the_first_turn():
+    row = {"system": "Be brief.", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]}
+    assert conversation_row(row) == {
+        "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+        "completion": [{"role": "assistant", "content": "Yo"}],
+    }

@@ -1,8 +1,8 @@
 """The embedded data: small texts and conversations written by the code below, the same ones every time.
 
 Stories, questions about them, sums and a few definitions, for trying a recipe in a minute. Names, colours and places
-are combined at random from the tables; held-out rows are other combinations, apart from the definitions, which can
-only be recalled.
+are combined at random from the tables; held-out rows are other combinations, apart from definitions and short sums,
+which can only be recalled.
 """
 
 import random
