@@ -84,6 +84,7 @@ def start_run(stage: str, data_args, training_args, model_args) -> Run:
         ValueError: if the folder holds other files, or a run with other settings (their differences are named).
         SystemExit: with code 0, if this very run is finished.
     """
+    _refuse_unbuilt(training_args, model_args)
     folder = Path(training_args.output_dir)
     record = _new_record(stage, data_args, training_args, model_args)
     process = PartialState()
@@ -94,6 +95,8 @@ def start_run(stage: str, data_args, training_args, model_args) -> Run:
     if kind == "finished":
         process.print(value)
         raise SystemExit(0)
+    if not process.is_main_process:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (one process tells the user; errors go to stderr)
     training_args.output_dir = str(folder / "checkpoints")
     run = Run(folder, record, checkpoint=value, is_main=process.is_main_process)
     if run.is_main:
@@ -193,6 +196,14 @@ def model_card(record: dict, samples: list[dict]) -> str:
     )
 
 
+def _refuse_unbuilt(training_args, model_args) -> None:
+    """What TRL's arguments offer and these recipes do not do yet must not be ignored in silence."""
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        raise ValueError("load_in_4bit, load_in_8bit: not supported yet; leave them out")
+    if training_args.push_to_hub:
+        raise ValueError("push_to_hub: not supported yet; afterwards run `hf upload OWNER/NAME OUTPUT_DIR`")
+
+
 def _new_record(stage: str, data_args, training_args, model_args) -> dict:
     parent = model_args.model_name_or_path
     arguments = {
@@ -231,6 +242,11 @@ def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | 
         )
     if former["status"] == "finished":
         return "finished", f"{folder} is finished ({former['finished']}); nothing to do"
+    if former["processes"] != record["processes"]:
+        return "error", (
+            f"{folder} ran with {former['processes']} processes, now {record['processes']}, another number of rows a "
+            f"step; resume it with --num_processes {former['processes']}, or choose another --output_dir"
+        )
     return "start", _last_checkpoint(folder) if resume in (None, "auto") else resume
 
 
@@ -272,7 +288,7 @@ def _read(folder: Path) -> dict | None:
 
 def _save_tokenizer(tokenizer, run: Run) -> None:
     """Copies the parent's files byte for byte where it has them, so that a chain has one tokenizer."""
-    parent = run.record["parent"]
+    parent = None if run.record["arguments"]["model"]["tokenizer_name"] else run.record["parent"]
     files = [Path(parent["path"]) / name for name in _TOKENIZER_FILES] if parent else []
     if any(file.name == "tokenizer.json" and file.is_file() for file in files):
         for file in (f for f in files if f.is_file()):

@@ -107,11 +107,12 @@ def load_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     return model
 
 
-def load_tokenizer(model_args) -> PreTrainedTokenizerBase:
-    """The tokenizer of `tokenizer_name`, else that of the checkpoint; it must know how to end and how to pad.
+def load_tokenizer(model_args, chats: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of `tokenizer_name`, else that of the checkpoint; it must know how to end, to pad and, if it
+    `chats`, how a conversation is written.
 
     Raises:
-        ValueError: naming what is missing: the folder (and the command that makes it), the end or the pad token.
+        ValueError: naming what is missing: the folder (and the command that makes it), a token or the template.
     """
     for parent in filter(None, (model_args.model_name_or_path, model_args.tokenizer_name)):
         check_parent(parent)
@@ -119,6 +120,8 @@ def load_tokenizer(model_args) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(name, revision=model_args.model_revision)
     if tokenizer.eos_token is None:
         raise ValueError(f"the tokenizer of {name} has no eos_token, so that nothing could end; choose another")
+    if chats and tokenizer.chat_template is None:
+        raise ValueError(f"the tokenizer of {name} has no chat_template; name one that has with --tokenizer_name")
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         raise ValueError(
             f"the tokenizer of {name} has pad_token={tokenizer.pad_token!r} and eos_token={tokenizer.eos_token!r}; "

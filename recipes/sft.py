@@ -23,7 +23,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     check_launch(training_args)
     if not model_args.model_name_or_path:
         raise ValueError("model_name_or_path is missing: the base model to tune, such as runs/pretrain or a Hub id")
-    tokenizer = load_tokenizer(model_args)  # before the run folder: a missing parent leaves nothing behind
+    tokenizer = load_tokenizer(model_args, chats=True)  # before the run folder: a missing parent leaves nothing behind
     set_seed(training_args.seed)
     run = start_run("sft", data_args, training_args, model_args)
 
