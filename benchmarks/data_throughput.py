@@ -3,7 +3,7 @@
     python benchmarks/data_throughput.py --dataset_name FOLDER --output FILE
 
 The same trainer prepares the rows as in recipes/pretrain.py: once from a data set on disk, once as a stream that is
-read to its end. Memory is the growth of the resident set since the start; for the stream it is read at each tenth of the
+read to its end. Memory is the growth of the resident set; for the stream it is read at each tenth of the
 text, so that one can see whether it grows with what was read.
 """
 

@@ -51,7 +51,8 @@ class ModelArguments(ModelConfig):
     )
     scaled_init: bool = _option(
         True,
-        "Random weights of untied pre-norm families (qwen3, llama, ...): draw them as measured best here, see docs.",
+        "Random weights of untied pre-norm families such as qwen3 and llama: draw them as measured best "
+        "(benchmarks/pretrain_quality.py), else as transformers does.",
     )
     tokenizer_name: str | None = _option(None, "Reuse this tokenizer (Hub id or folder) instead of training one.")
     vocab_size: int | None = _option(

@@ -191,6 +191,8 @@ def test_a_folder_with_foreign_files_is_refused(chain, tmp_path):
         (["--config_overrides={hidden_size: 32"], "config_overrides"),
         (["--use_peft"], "use_peft"),
         (["--vocab_size=400"], "--vocab_size 384"),
+        (["--load_in_4bit"], "load_in_4bit"),
+        (["--push_to_hub"], "hf upload"),
     ],
 )
 def test_an_impossible_model_is_refused_in_one_line(chain, tmp_path, flags, named):
@@ -198,6 +200,16 @@ def test_an_impossible_model_is_refused_in_one_line(chain, tmp_path, flags, name
         run_here("pretrain", *chain["pretrain"], "--output_dir", tmp_path / "run", *flags)
     assert named in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_resumption_with_another_number_of_processes_is_refused(chain, tmp_path):
+    flags = [*chain["pretrain"], "--output_dir", tmp_path / "run"]
+    run_here("pretrain", *flags)
+    cut_off(tmp_path / "run", step=4)
+    record = tmp_path / "run" / "run.json"
+    record.write_text(record.read_text().replace('"processes": 1', '"processes": 2'))
+    with pytest.raises(ValueError, match="--num_processes 2"):
+        run_here("pretrain", *flags)
 
 
 def test_a_mended_command_may_take_the_folder_of_one_that_never_trained(chain, tmp_path):
