@@ -44,7 +44,7 @@ def load(name, loader=load_texts, seed=0, **fields):
     return loader(DataArguments(dataset_name=str(name), **fields), seed)
 
 
-def one_line_error(call, *words):
+def assert_refused(call, *words):
     """The call ends with a ValueError of one line that holds all the words."""
     with pytest.raises(ValueError) as error:
         call()
@@ -197,10 +197,10 @@ def test_a_stream_decides_by_the_same_hash_and_trains_on_no_held_out_document(tm
 
 def test_one_document_in_copies_cannot_be_divided(tmp_path):
     name = write(tmp_path / "a.jsonl", jsonl([{"text": "a"}] * 5))
-    one_line_error(lambda: load(name), "copies of one", "at least two")
-    one_line_error(lambda: load(name, dataset_streaming=True), "too few rows")
+    assert_refused(lambda: load(name), "copies of one", "at least two")
+    assert_refused(lambda: load(name, dataset_streaming=True), "too few rows")
     short = write(tmp_path / "b.txt", b"a")
-    one_line_error(lambda: load(short), "one short document", "give more documents")
+    assert_refused(lambda: load(short), "one short document", "give more documents")
 
 
 # Mixing
@@ -265,8 +265,8 @@ def test_overlong_rows_are_dropped_and_counted_or_an_error(capsys):
     assert texts(drop_overlong(data, count, 3, "drop", "train")) == ["aa", "aaa", "a"]
     assert "train: 2 of 5 rows dropped, longer than 3 tokens" in capsys.readouterr().out
     assert texts(drop_overlong(data.to_iterable_dataset(), count, 3, "drop", "train")) == ["aa", "aaa", "a"]
-    one_line_error(lambda: drop_overlong(data, count, 3, "error", "train"), "train row 3 has 4", "--max_length")
-    one_line_error(lambda: drop_overlong(data, count, 0, "drop", "train"), "all 5 train rows", "raise --max_length")
+    assert_refused(lambda: drop_overlong(data, count, 3, "error", "train"), "train row 3 has 4", "--max_length")
+    assert_refused(lambda: drop_overlong(data, count, 0, "drop", "train"), "all 5 train rows", "raise --max_length")
 
 
 # Bad input
@@ -307,9 +307,9 @@ BAD_FILES = {
 def test_a_bad_file_says_where_and_what_to_do(tmp_path, case, streaming):
     name, content, words = BAD_FILES[case]
     path = write(tmp_path / name, content)
-    one_line_error(lambda: load(path, dataset_streaming=streaming), path, *words)
+    assert_refused(lambda: load(path, dataset_streaming=streaming), path, *words)
     write(tmp_path / name.replace("a.", "b."), content)  # in a folder it is the same
-    one_line_error(lambda: load(tmp_path, dataset_streaming=streaming), str(tmp_path))
+    assert_refused(lambda: load(tmp_path, dataset_streaming=streaming), str(tmp_path))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -323,42 +323,42 @@ def test_a_bad_file_says_where_and_what_to_do(tmp_path, case, streaming):
 )
 def test_a_bad_conversation_says_its_number(tmp_path, row, words, streaming):
     name = write(tmp_path / "a.jsonl", jsonl([{"messages": TURNS}] * 250 + [row] + [{"messages": TURNS}]))
-    one_line_error(lambda: load(name, load_conversations, dataset_streaming=streaming), f"{name} row 251: ", words)
+    assert_refused(lambda: load(name, load_conversations, dataset_streaming=streaming), f"{name} row 251: ", words)
 
 
 def test_folders_and_paths(tmp_path):
-    one_line_error(lambda: load(tmp_path), "want files of one kind", "no data file")
+    assert_refused(lambda: load(tmp_path), "want files of one kind", "no data file")
     write(tmp_path / "a.txt", b"a")
     write(tmp_path / "b.jsonl", jsonl([{"text": "a"}]))
-    one_line_error(lambda: load(tmp_path), "want files of one kind (.txt", "a.txt, b.jsonl")
-    one_line_error(lambda: load(tmp_path / "none.jsonl"), "none.jsonl: no such file or folder")
-    one_line_error(lambda: load("none"), "none: no such file or folder")
-    one_line_error(lambda: load("nobody/nothing"), "nobody/nothing cannot be read")
+    assert_refused(lambda: load(tmp_path), "want files of one kind (.txt", "a.txt, b.jsonl")
+    assert_refused(lambda: load(tmp_path / "none.jsonl"), "none.jsonl: no such file or folder")
+    assert_refused(lambda: load("none"), "none: no such file or folder")
+    assert_refused(lambda: load("nobody/nothing"), "nobody/nothing cannot be read")
     write(tmp_path / "c.pdf", b"a")
-    one_line_error(lambda: load(tmp_path / "c.pdf"), "want files of one kind")
+    assert_refused(lambda: load(tmp_path / "c.pdf"), "want files of one kind")
 
 
 def test_splits(tmp_path):
     name = write(tmp_path / "a.jsonl", jsonl({"text": text} for text in TEXTS))
-    one_line_error(
+    assert_refused(
         lambda: load(name, dataset_train_split="trian"), "no split 'trian', it has ['train']", "--dataset_train"
     )
     for size in (0, 1, -0.1, 5, float("nan")):
-        one_line_error(lambda size=size: load(name, test_split_size=size), "between 0 and 1, such as 0.05")
+        assert_refused(lambda size=size: load(name, test_split_size=size), "between 0 and 1, such as 0.05")
 
 
 def test_data_names():
     both = DataArguments(dataset_name="fourstage/demo", datasets=[{"dataset_name": "fourstage/demo"}])
-    one_line_error(lambda: load_texts(both, 0), "either --dataset_name or `datasets:`", "both")
-    one_line_error(lambda: load_texts(DataArguments(), 0), "neither")
+    assert_refused(lambda: load_texts(both, 0), "either --dataset_name or `datasets:`", "both")
+    assert_refused(lambda: load_texts(DataArguments(), 0), "neither")
     for weight in (0, -1, float("nan"), float("inf"), "much", None, True):
         entry = {"dataset_name": "fourstage/demo", "weight": weight}
-        one_line_error(lambda e=entry: load_texts(DataArguments(datasets=[e]), 0), "entry 1 has weight", "above 0")
+        assert_refused(lambda e=entry: load_texts(DataArguments(datasets=[e]), 0), "entry 1 has weight", "above 0")
     for entry in ({"weight": 1}, "fourstage/demo", {"dataset_name": "fourstage/demo", "wieght": 2}):
-        one_line_error(
+        assert_refused(
             lambda e=entry: load_texts(DataArguments(datasets=[e]), 0), "entry 1 is", "it needs dataset_name"
         )
-    one_line_error(lambda: load_texts(DataArguments(datasets={"dataset_name": "a"}), 0), "must be a list")
+    assert_refused(lambda: load_texts(DataArguments(datasets={"dataset_name": "a"}), 0), "must be a list")
 
 
 # Arguments
@@ -384,7 +384,7 @@ def read(monkeypatch, *arguments):
 def test_a_bad_yaml_file(monkeypatch, tmp_path, yaml, words):
     path = write(tmp_path / "a.yaml", yaml.encode())
     for flags in (["--config", path], [f"--config={path}"]):
-        one_line_error(lambda flags=flags: read(monkeypatch, *flags), path, *words)
+        assert_refused(lambda flags=flags: read(monkeypatch, *flags), path, *words)
 
 
 @pytest.mark.parametrize(
@@ -454,4 +454,4 @@ def test_embedded_sums_are_right():
 
 
 def test_stages_without_embedded_data():
-    one_line_error(lambda: demo_rows("dance"), "no data for 'dance'", "pretrain, sft")
+    assert_refused(lambda: demo_rows("dance"), "no data for 'dance'", "pretrain, sft")

@@ -47,21 +47,6 @@ def test_libraries_are_used_through_their_public_names():
             assert not (private and module.split(".")[0] in libraries), f"{name(path)} imports {module}"
 
 
-def test_ppo_functional_imports_torch_only():
-    path = ROOT / "fourstage" / "ppo" / "functional.py"
-    if not path.exists():
-        pytest.skip("no PPO yet")
-    roots = {module.split(".")[0] for module in imports(path)}
-    assert roots - sys.stdlib_module_names <= {"torch"}
-
-
-def test_report_loads_without_torch():
-    if not (ROOT / "fourstage" / "report.py").exists():
-        pytest.skip("no report yet")
-    code = "import sys, fourstage.report; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
 # Budgets
 
 
