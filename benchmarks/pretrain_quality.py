@@ -77,7 +77,6 @@ def run(model_settings: dict, training_settings: dict, seed: int, data: tuple, b
         seed=seed,
         max_length=WINDOW,
         packing_strategy="wrapped",
-        shuffle_dataset=True,
         per_device_train_batch_size=batch,
         eval_strategy="no",
         eval_on_start=False,

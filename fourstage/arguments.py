@@ -94,6 +94,7 @@ class PretrainConfig(SFTConfig):
     packing_strategy: str = _option(
         "auto", "wrapped, bfd or bfd_split. auto: bfd_split with flash attention on a GPU, wrapped otherwise."
     )
+    shuffle_dataset: bool = _option(True, "Shuffle documents and packed rows; of a stream, within a buffer of them.")
     num_train_epochs: float = _option(1.0, "Passes over the data, unless max_steps is given.")
     per_device_train_batch_size: int = _option(16, "Rows a device takes at once.")
     gradient_checkpointing: bool | None = _option(None, "Trade compute for memory. Default: off.")

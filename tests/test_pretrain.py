@@ -44,6 +44,7 @@ def make_trainer(tmp_path, tokenizer, model, train=None, test=None, **settings):
     chosen = {"max_length": 32, "max_steps": 1, "per_device_train_batch_size": 4, "packing_strategy": "wrapped"}
     chosen |= {"learning_rate": 0.01, "embedding_lr_scale": 2.0, "head_lr_scale": 0.5}
     chosen |= {"eval_strategy": "no", "eval_on_start": False, "save_strategy": "no", "report_to": "none"}
+    chosen |= {"shuffle_dataset": False}  # the rows as written, so that a test can name them
     args = PretrainConfig(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, **chosen | settings)
     rows = Dataset.from_list([{"text": text} for text in TEXTS])
     return PretrainTrainer(
