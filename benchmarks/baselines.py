@@ -1,9 +1,11 @@
-"""What needs no neural network: bits per byte of xz -9 and of an interpolated 5-gram model on held-out text.
+"""Bits per byte of held-out text: base models beside what needs no neural network, on the same bytes.
 
-    python benchmarks/baselines.py --dataset_name FOLDER [--characters 200000] [--tokenizer runs/base] --output FILE
+    python benchmarks/baselines.py --dataset_name FOLDER --models runs/base --output FILE
 
-The n-gram model is Witten-Bell interpolation over all training text, of bytes and, given a tokenizer, of its tokens
-(per document: begin token, text, end token, all of them paid for).
+xz -9 alone and after the training text, an interpolated 5-gram model of bytes, and one of the first model's tokens.
+
+The n-gram models are Witten-Bell interpolation over all training text (of tokens: begin token, text and end token of
+every document). A model reads windows as long as it was trained on.
 """
 
 import argparse
@@ -12,9 +14,11 @@ import lzma
 import math
 
 import numpy as np
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fourstage.arguments import DataArguments
 from fourstage.data import load_texts
+from fourstage.metrics import text_nats
 
 
 def ngram_nats(train: np.ndarray, test: np.ndarray, alphabet: int, order: int = 5) -> float:
@@ -61,6 +65,11 @@ def xz_bits(train: bytes, test: bytes) -> dict:
     return {"xz -9": 8 * alone / len(test), "xz -9 after the training text": 8 * after / len(test)}
 
 
+def tokens_of(texts: list[str], tokenizer) -> np.ndarray:
+    ids = (tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts)
+    return np.fromiter((i for document in ids for i in document), np.int64)
+
+
 def measure(args: argparse.Namespace) -> dict:
     train, test = load_texts(DataArguments(dataset_name=args.dataset_name), seed=0)
     train_texts, test_text = list(train["text"]), "\n\n".join(test["text"])[: args.characters]
@@ -68,13 +77,14 @@ def measure(args: argparse.Namespace) -> dict:
     rows = xz_bits(train_bytes, test_bytes)
     symbols = [np.frombuffer(text, np.uint8).astype(np.int64) for text in (train_bytes, test_bytes)]
     rows["5-gram of bytes"] = ngram_nats(*symbols, alphabet=256) / math.log(2) / len(test_bytes)
-    if args.tokenizer:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-        ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in train_texts]
-        tokens = [np.array(sum(ids, []), np.int64), np.array(tokenizer(test_text)["input_ids"], np.int64)]
-        rows["5-gram of tokens"] = ngram_nats(*tokens, alphabet=len(tokenizer)) / math.log(2) / len(test_bytes)
+    for name in args.models:
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+        if name == args.models[0]:
+            tokens = [tokens_of(train_texts, tokenizer), np.array(tokenizer(test_text)["input_ids"], np.int64)]
+            nats = ngram_nats(*tokens, alphabet=len(tokenizer))
+            rows[f"5-gram of the tokens of {name}"] = nats / math.log(2) / len(test_bytes)
+        nats = text_nats(model, tokenizer, test_text, model.config.get_text_config().max_position_embeddings)
+        rows[f"{name}, {model.num_parameters() / 1e6:.2f}M"] = nats / math.log(2) / len(test_bytes)
     return {"train_bytes": len(train_bytes), "test_bytes": len(test_bytes), "bits_per_byte": rows}
 
 
@@ -82,12 +92,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_name", required=True, help="as for recipes/pretrain.py")
     parser.add_argument("--characters", type=int, default=200_000, help="held-out characters read (default: 200,000)")
-    parser.add_argument("--tokenizer", help="folder or Hub id: an n-gram model of its tokens too")
+    parser.add_argument("--models", nargs="*", default=[], help="base models, folders or Hub ids")
     parser.add_argument("--output", help="write the result as JSON")
     args = parser.parse_args()
     result = measure(args)
     for name, bits in result["bits_per_byte"].items():
-        print(f"{name:<32} {bits:.3f} bits per byte")
+        print(f"{name:<44} {bits:.3f} bits per byte")
     if args.output:
         with open(args.output, "w", encoding="utf-8") as file:
             json.dump(result, file, indent=1)
