@@ -66,7 +66,7 @@ def xz_bits(train: bytes, test: bytes) -> dict:
 
 
 def tokens_of(texts: list[str], tokenizer) -> np.ndarray:
-    ids = (tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts)
+    ids = (tokenizer(text, verbose=False)["input_ids"] + [tokenizer.eos_token_id] for text in texts)
     return np.fromiter((i for document in ids for i in document), np.int64)
 
 

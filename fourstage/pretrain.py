@@ -143,7 +143,7 @@ def bytes_per_token(texts: Iterable[str], tokenizer) -> float:
     size = tokens = 0
     for text in texts:
         size += len(text.encode("utf-8"))
-        tokens += len(tokenizer(text)["input_ids"]) + 1
+        tokens += len(tokenizer(text, verbose=False)["input_ids"]) + 1
     return size / tokens
 
 

@@ -25,7 +25,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--stage", choices=("pretrain", "sft"), help="what to measure (default: as run.json says)")
     parser.add_argument("--dataset_name", help="rows to measure on, all of them (default: what the stage held out)")
     parser.add_argument("--max_rows", type=int, default=200, help="rows read, from the first (default: 200)")
-    parser.add_argument("--window", type=int, help="tokens a base model sees at once (default: as trained)")
+    parser.add_argument(
+        "--window", type=int, help="tokens a base model sees at once (default: its context, at most 1024)"
+    )
     parser.add_argument("--max_new_tokens", type=int, default=128, help="longest answer (default: 128)")
     return parser.parse_args()
 
@@ -55,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{args.model}: {model.num_parameters():,} parameters, {len(rows):,} held-out rows")
     row = {"model": args.model, "stage": stage, "parameters": model.num_parameters(), "rows": len(rows)}
     if stage == "pretrain":
-        window = args.window or model.config.get_text_config().max_position_embeddings
+        window = args.window or min(getattr(model.config, "max_position_embeddings", 1024), 1024)
         row |= {"window": window, "bits_per_byte": bits_per_byte(model, tokenizer, (r["text"] for r in rows), window)}
         answers = []
     else:
