@@ -5,7 +5,7 @@
 
 `ladder`: 170 steps of 16 x 256 tokens (0.7M), BPE of 4,096 entries, at most 5M parameters; every rung keeps the
 changes of those above it, and the last one is what the recipe does by default. `optimizers`: a plain 3M Llama with
-AdamW over N steps against Muon over a full schedule of 0.7 N; the first seed tries the same three learning rates for
+AdamW over N steps against Muon over a full schedule of 0.7 N; the first seed tries the same four learning rates for
 both, the other seeds score the best of each.
 Scored on the first 200,000 characters of the held-out documents in windows of 256 tokens. Rows are written to FILE as
 they come, and those already there are not run again.
@@ -56,9 +56,9 @@ def ladder(steps: int):
 
 
 def optimizers(steps: int):
-    """The same three learning rates for AdamW over all steps and Muon over 0.7 of them."""
+    """The same four learning rates for AdamW over all steps and Muon over 0.7 of them."""
     for optimizer, share in (("AdamW", 1.0), ("Muon", 0.7)):
-        for rate in (3e-3, 1e-2, 3e-2):
+        for rate in (1e-3, 3e-3, 1e-2, 3e-2):
             name = f"{optimizer}, rate {rate:g}, {round(steps * share)} steps"
             change = {"use_muon": optimizer == "Muon", "learning_rate": rate, "max_steps": round(steps * share)}
             yield name, {**PLAIN_MODEL, "num_parameters": "3M"}, {**PLAIN_TRAINING, **change}
