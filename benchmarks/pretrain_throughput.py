@@ -20,7 +20,7 @@ from transformers import TrainerCallback, set_seed
 
 from fourstage.arguments import ModelArguments, PretrainConfig
 from fourstage.model import random_causal_lm
-from fourstage.pretrain import MuonWithAdamW, PretrainTrainer, parameter_groups
+from fourstage.pretrain import MuonWithAdamW, PretrainTrainer, fill_rates, parameter_groups
 from fourstage.progress import show_progress
 from fourstage.tokenizer import train_tokenizer
 
@@ -48,6 +48,7 @@ def make_trainer(model, tokenizer, rows: Dataset, steps: int) -> PretrainTrainer
         eval_on_start=False,
         save_strategy="no",
     )
+    fill_rates(config, scaled_init=True, random_weights=True)
     trainer = PretrainTrainer(
         model=model,
         args=config,

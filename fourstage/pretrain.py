@@ -110,6 +110,9 @@ class PretrainTrainer(SFTTrainer):
 
     def __init__(self, *args, bytes_per_token: float, **kwargs):
         super().__init__(*args, **kwargs)
+        fill_rates(
+            self.args, scaled_init=False, random_weights=False
+        )  # whatever the caller left open: the careful ones
         self.bytes_per_token = bytes_per_token
         rows = self.args.max_eval_rows
         if isinstance(self.eval_dataset, IterableDataset) or len(self.eval_dataset) > rows:
