@@ -23,6 +23,7 @@ CPU, DDP = (str(ROOT / "accelerate_configs" / name) for name in ("cpu.yaml", "dd
 # A recipe's first lines: without an accelerator it joins the others over gloo.
 PROBE = """
 import os, sys
+from pathlib import Path
 from trl import SFTConfig
 from fourstage.launch import check_launch
 
@@ -34,9 +35,10 @@ args = SFTConfig(
 try:
     check_launch(args)
 except ValueError as error:
-    print("REFUSED", error, flush=True)
+    answer = f"REFUSED {error}"
 else:
-    print("ALLOWED", args.distributed_state.num_processes, flush=True)
+    answer = f"ALLOWED {args.distributed_state.num_processes}"
+Path(sys.argv[1] + f".answer-{os.getpid()}").write_text(answer)  # a file each: lines of two processes may mix
 """
 
 
@@ -49,7 +51,9 @@ def torchrun(*flags):
 
 
 def run_probe(tmp_path, command, *script_args, **env):
-    """What each process of the launch printed."""
+    """What each process of the launch answered."""
+    for former in tmp_path.glob("run.answer-*"):
+        former.unlink()
     script = tmp_path / "probe.py"
     script.write_text(PROBE)
     done = subprocess.run(
@@ -60,7 +64,7 @@ def run_probe(tmp_path, command, *script_args, **env):
         text=True,
         timeout=280,
     )
-    answers = [line for line in done.stdout.splitlines() if line.startswith(("REFUSED", "ALLOWED"))]
+    answers = [file.read_text() for file in tmp_path.glob("run.answer-*")]
     assert answers, done.stdout + done.stderr
     return answers
 
