@@ -1,0 +1,144 @@
+"""Reward functions as TRL calls them: found by name, checked at every call, reward models scored as they were trained."""
+
+import functools
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl.data_utils import is_conversational
+
+
+def load_reward_func(name: str) -> Callable:
+    """The reward function of a dotted path, such as `my_package.rewards.politeness`.
+
+    It is called as TRL's reward functions are: with `prompts`, `completions`, `completion_ids` and the columns of the
+    data as keyword lists; it returns one number a completion, or None for one that it cannot score.
+    Raises:
+        ValueError: if there is no such module or function.
+    """
+    module, _, attribute = name.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module), attribute) if module else None
+    except ImportError as error:
+        raise ValueError(
+            f"reward function {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?"
+        ) from None
+    except AttributeError:
+        raise ValueError(f"reward function {name!r}: module {module} has no {attribute}") from None
+    if not callable(function):
+        raise ValueError(f"reward function {name!r} must be the dotted path of a function, such as package.module.name")
+    return function
+
+
+def checked(function: Callable) -> Callable:
+    """The same reward function, whose answers are looked at: as many as completions, each a finite number or None.
+
+    The wrapper raises ValueError with the completion at fault; a NaN would otherwise reach the weights.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):
+
+        @functools.wraps(function)
+        async def wrapper(prompts, completions, **kwargs):
+            return check_rewards(name, await function(prompts=prompts, completions=completions, **kwargs), completions)
+    else:
+
+        @functools.wraps(function)
+        def wrapper(prompts, completions, **kwargs):
+            return check_rewards(name, function(prompts=prompts, completions=completions, **kwargs), completions)
+
+    wrapper.__name__ = name
+    return wrapper
+
+
+def check_rewards(name: str, rewards: Sequence, completions: Sequence) -> list[float | None]:
+    """`rewards` as floats and None; raises ValueError for a wrong number of them, or one that is not finite."""
+    rewards = list(rewards)
+    if len(rewards) != len(completions):
+        raise ValueError(f"reward function {name} returned {len(rewards)} rewards for {len(completions)} completions")
+    for reward, completion in zip(rewards, completions, strict=True):
+        if reward is not None and not math.isfinite(reward):
+            raise ValueError(
+                f"reward function {name} returned {reward} for the completion {text_of(completion)[:200]!r}; it must "
+                "be a finite number, or None where it cannot be scored"
+            )
+    return [None if reward is None else float(reward) for reward in rewards]
+
+
+def text_of(completion: str | list[dict]) -> str:
+    """The text of a completion, which TRL hands over as text or as a list of turns."""
+    return completion if isinstance(completion, str) else "".join(str(turn.get("content", "")) for turn in completion)
+
+
+@dataclass
+class PlainTextTokenizer:
+    """For a reward model and plain-text prompts: tokenises prompt + completion as RewardTrainer (TRL 1.16) did.
+
+    That is with the end token after the text and with the tokenizer's own special tokens. GRPOTrainer leaves both out,
+    so that the model would be asked about rows unlike any that it was trained on. Conversations need no such help.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, text: list[str], **options: Any) -> Any:
+        end = self.tokenizer.eos_token
+        options.pop("add_special_tokens", None)
+        return self.tokenizer(text=[row if row.endswith(end) else row + end for row in text], **options)
+
+
+def check_one_label(model: PreTrainedModel, field: str) -> None:
+    """Raises ValueError unless the model gives one score."""
+    _check_labels(getattr(model.config, "num_labels", None), f"{field}: {type(model).__name__}")
+
+
+def load_reward_model(name: str) -> PreTrainedModel:
+    """The reward model of a folder or Hub id, in float32; raises ValueError unless it gives one score."""
+    _check_labels(AutoConfig.from_pretrained(name).num_labels, f"reward model {name}")
+    return AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32)
+
+
+def _check_labels(labels: int | None, who: str) -> None:
+    if labels != 1:
+        raise ValueError(
+            f"{who} has num_labels={labels}; a score is one number, so train it with num_labels=1 (recipes/reward.py)"
+        )
+
+
+def prepare_rewards(reward_funcs, processing_classes, dataset) -> tuple[list, list]:
+    """(reward functions, tokenizers) for GRPOTrainer: names become reward models, functions are looked at at every
+    call, and reward models read plain text as they were trained on it.
+
+    Args:
+        reward_funcs, processing_classes: one or a list, as GRPOTrainer takes them. dataset: tells by its first row
+        whether the prompts are plain text.
+    """
+    functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    tokenizers = processing_classes if isinstance(processing_classes, list) else [processing_classes] * len(functions)
+    plain_text = dataset is not None and not is_conversational(next(iter(dataset), {}))
+    prepared = []
+    for function, tokenizer in zip(functions, tokenizers, strict=True):
+        if isinstance(function, str):
+            function = load_reward_model(function)
+        if isinstance(function, nn.Module):
+            check_one_label(function, "reward_funcs")
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(function.config._name_or_path)
+            tokenizer = PlainTextTokenizer(tokenizer) if plain_text else tokenizer
+        else:
+            function = checked(function)
+        prepared.append((function, tokenizer))
+    return [function for function, _ in prepared], [tokenizer for _, tokenizer in prepared]
