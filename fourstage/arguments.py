@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from trl import ModelConfig, SFTConfig, TrlParser
+from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 
 def _option(default: Any, help: str) -> Any:
@@ -143,7 +143,46 @@ class InstructConfig(SFTConfig):
         super().__post_init__()
 
 
-def choose_by_device(config: SFTConfig, checkpointing_on_gpu: bool = False) -> None:
+@dataclass
+class RewardModelConfig(RewardConfig):
+    """TRL's RewardConfig with defaults for a reward model from a tuned one, and what happens to rows too long."""
+
+    _argument_group_name = "training"
+
+    output_dir: str | None = _option("runs/reward", "The run folder: everything the stage leaves is in it.")
+    resume_from_checkpoint: str | None = _option(
+        "auto", "auto: go on where a run with the same settings was cut off; or the path of a checkpoint."
+    )
+    overlong: str = _option("drop", "Pairs with a side longer than max_length: drop (counted and shown) or error.")
+    center_rewards_coefficient: float | None = _option(
+        0.01, "Weight of the squared sum of a pair's scores in the loss, which keeps their mean near zero."
+    )
+    learning_rate: float = _option(
+        1e-4, "Peak learning rate. The default suits all weights of a small model, and adapters; 1B and more: 1e-5."
+    )
+    lr_scheduler_type: str = _option("cosine", "Any scheduler of transformers, such as linear.")
+    warmup_steps: float = _option(0.03, "Steps of linear warm-up, or a share of all steps if below 1.")
+    num_train_epochs: float = _option(1.0, "Passes over the data, unless max_steps is given; more overfit soon.")
+    max_length: int | None = _option(
+        None, "Longest side of a pair, with its prompt. Default: the context of the model, 1024 at most."
+    )
+    gradient_checkpointing: bool | None = _option(None, "Trade compute for memory. Default: on for a GPU.")
+    bf16: bool | None = _option(None, "bfloat16 mixed precision. Default: on where a GPU has it.")
+    eval_strategy: str = _option("steps", "no, steps or epoch.")
+    eval_steps: float | None = _option(0.1, "Steps between evaluations, or a share of all steps if below 1.")
+    eval_on_start: bool = _option(True, "Measure the starting weights too.")
+    save_steps: float = _option(0.1, "Steps between checkpoints, or a share of all steps if below 1.")
+    save_total_limit: int | None = _option(1, "Checkpoints kept.")
+    include_num_input_tokens_seen: str = _option("all", "Count tokens: all, non_padding or no.")
+
+    def __post_init__(self):
+        if self.overlong not in ("drop", "error"):
+            raise ValueError(f"overlong={self.overlong!r} must be drop or error")
+        choose_by_device(self, checkpointing_on_gpu=True)
+        super().__post_init__()
+
+
+def choose_by_device(config: SFTConfig | RewardConfig, checkpointing_on_gpu: bool = False) -> None:
     """Fills bf16 and gradient checkpointing where unset (TRL turns both on, wrong for CPU and small models).
 
     Without an accelerator the CPU is asked for by name, with gloo between processes: otherwise `accelerate launch`

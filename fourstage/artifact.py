@@ -128,7 +128,8 @@ def record_data(run: Run, fingerprints: dict[str, str]) -> None:
 def finish_run(run: Run, trainer, samples: list[dict], metrics: dict) -> None:
     """Writes the finished stage: weights (adapter merged), tokenizer, samples, trainer state, card; then says so.
 
-    The folder loads as it is with AutoModelForCausalLM and AutoTokenizer. A run is `finished` only after all is there.
+    The folder loads as it is with AutoTokenizer and AutoModelForCausalLM, a reward model's with
+    AutoModelForSequenceClassification. A run is `finished` only after all is there.
     """
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every process takes part
     if not run.is_main:
@@ -166,8 +167,9 @@ def check_parent(name: str) -> None:
         if record and record["status"] != "finished":
             raise ValueError(f"{name} is not finished; finish it with: {record['command']}")
     elif name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1:
-        stage = folder.name if folder.name in ("pretrain", "sft") else "pretrain"
-        flags = "" if name == f"runs/demo/{stage}" else f" --dataset_name DATA --output_dir {name}"
+        stage = folder.name if folder.name in ("pretrain", "sft", "reward", "ppo", "grpo") else "pretrain"
+        parent = "" if stage == "pretrain" else " --model_name_or_path PARENT"
+        flags = "" if name == f"runs/demo/{stage}" else f"{parent} --dataset_name DATA --output_dir {name}"
         raise ValueError(f"{name} does not exist; make it with: accelerate launch recipes/{stage}.py{flags}")
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,9 @@ _TURNS = List({"role": Value("string"), "content": Value("string")})
 _FEATURES = {
     "pretrain": Features({"text": Value("string")}),
     "sft": Features({"prompt": _TURNS, "completion": _TURNS}),
+    "reward": Features(
+        {"prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS, "margin": Value("float64"), "kind": Value("string")}
+    ),
 }
 
 
@@ -57,10 +61,24 @@ def load_conversations(data_args, seed: int) -> tuple[Rows, Rows]:
     return _load(data_args, "sft", seed, rows.conversation_row)
 
 
+def load_preferences(data_args, seed: int) -> tuple[Rows, Rows]:
+    """Pairs to train on and held out: `prompt`, `chosen` and `rejected` as turns, `margin` and `kind` where some row
+    has one (of a stream: one of the first 1,000). No prompt is on both sides.
+
+    Accepts what `rows.preference_row` does, and leaves out what it leaves out.
+    """
+    train, test = _load(data_args, "reward", seed, rows.preference_row)
+    parts = [part if isinstance(part, Dataset) else part.take(_STREAM_CHECKED) for part in (train, test)]
+    seen = [row for part in parts for row in part.select_columns(["margin", "kind"])]
+    unused = [name for name in ("margin", "kind") if not any(row[name] for row in seen)]
+    return train.remove_columns(unused), test.remove_columns(unused)
+
+
 def held_out_rows(stage: str, dataset_name: str | None, data_args, seed: int, text_field: str = "text") -> Rows:
     """What to measure on: the test split of `dataset_name`, or all of it, if it is given; else the part that a run
     with `data_args` and `seed` held out."""
-    convert = {"pretrain": lambda row: rows.text_row(row, text_field), "sft": rows.conversation_row}[stage]
+    formats = {"sft": rows.conversation_row, "reward": rows.preference_row}
+    convert = (formats | {"pretrain": lambda row: rows.text_row(row, text_field)})[stage]
     if not dataset_name:
         return _load(data_args, stage, seed, convert)[1]
     train, test = _load_source({"dataset_name": dataset_name}, DataArguments(dataset_name=dataset_name), stage)
@@ -121,7 +139,8 @@ def _load(data_args, stage: str, seed: int, convert: rows.Convert) -> tuple[Rows
             train, test = _split_long_document(train, data_args.test_split_size)
         parts.append((train, test))
     undivided = [train for train, test in parts if test is None]
-    divided = iter(hold_out(undivided, data_args.test_split_size, seed) if undivided else [])
+    key = "prompt" if stage == "reward" else None
+    divided = iter(hold_out(undivided, data_args.test_split_size, seed, key) if undivided else [])
     parts = [next(divided) if test is None else (train, test) for train, test in parts]
     train, test = parts[0]
     if len(parts) > 1:
@@ -265,8 +284,8 @@ def _first_problem(file: Path) -> str | None:
 
 
 def _convert(data: Rows, convert: rows.Convert, stage: str, name: str) -> Rows:
-    """Applies `convert` to every row; rows it calls empty are left out, and counted where the data has a length."""
-    features = _FEATURES[stage]
+    """Applies `convert` to every row; rows it leaves out are counted by reason where the data has a length."""
+    features, left_out = _FEATURES[stage], Counter()
 
     def convert_batch(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
         converted = []
@@ -275,7 +294,8 @@ def _convert(data: Rows, convert: rows.Convert, stage: str, name: str) -> Rows:
                 converted.append(convert(dict(zip(batch, values, strict=True))))
             except ValueError as error:
                 raise RowError(f"{name} row {index + 1}: {error}") from None
-        return {key: [row[key] for row in converted if row is not None] for key in features}
+        left_out.update(row or "empty" for row in converted if not isinstance(row, dict))
+        return {key: [row[key] for row in converted if isinstance(row, dict)] for key in features}
 
     with _one_line_errors(name):
         first = next(iter(data), None)
@@ -289,22 +309,23 @@ def _convert(data: Rows, convert: rows.Convert, stage: str, name: str) -> Rows:
             found = len(data)  # not from the cache: it would not notice another version of this package
             data = data.map(convert_batch, features=features, load_from_cache_file=False, **options)
             some = len(data) or None
-            if len(data) < found:
-                print(f"{name}: {found - len(data):,} of {found:,} rows are empty and left out")
+            for reason, count in left_out.items():
+                print(f"{name}: {count:,} of {found:,} rows are {reason} and left out")
     if some is None:
-        raise ValueError(f"{name}: all rows have empty texts, there is nothing to train on; choose other data")
+        why = "have empty texts" if "empty" in left_out else f"are {' or '.join(left_out)}"
+        raise ValueError(f"{name}: all rows {why}, there is nothing to train on; choose other data")
     return data
 
 
-def hold_out(parts: Sequence[Rows], share: float, seed: int) -> list[tuple[Rows, Rows]]:
-    """Splits each part by a seeded hash of a row's content: the same rows every time, and copies of a row, in one
-    part or in several, never on both sides.
+def hold_out(parts: Sequence[Rows], share: float, seed: int, key: str | None = None) -> list[tuple[Rows, Rows]]:
+    """Splits each part by a seeded hash of a row's content, or of its column `key`: the same rows every time, and
+    copies of a row (or rows with the same `key`), in one part or in several, never on both sides.
 
     At least one row of data sets is held out, in all. Of a stream the test part is the first 200 held-out rows.
     """
 
     def position(row: dict) -> float:
-        content = json.dumps(row, sort_keys=True, ensure_ascii=False).encode()
+        content = json.dumps(row[key] if key else row, sort_keys=True, ensure_ascii=False).encode()
         digest = hashlib.sha256(str(seed).encode() + b"\0" + content).digest()
         return int.from_bytes(digest[:8]) / 2**64
 

@@ -6,12 +6,16 @@ import math
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 from trl import get_peft_config
 
 from fourstage import sizing
@@ -107,6 +111,55 @@ def load_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     return model
 
 
+def load_reward_model(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Loads `model_name_or_path` with one score a sequence, read at the last token that is not the tokenizer's pad.
+
+    The head of a causal LM is new: N(0, 0.001^2), so that all scores begin near zero and the first loss is ln 2
+    whatever the width. transformers draws N(0, 0.02^2), whose scores grow with the square root of the width.
+    Raises:
+        ValueError: for a type without a classifier, and for a classifier with another number of labels.
+    """
+    name, revision = model_args.model_name_or_path, model_args.model_revision
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ValueError(
+            f"model type {config.model_type} of {name} has no sequence classifier in transformers, so it cannot score; "
+            "choose a type with `yes` under reward in docs/architectures.md"
+        )
+    if config.num_labels != 1 and any("ForSequenceClassification" in kind for kind in config.architectures or []):
+        raise ValueError(
+            f"{name} is a classifier that has {config.num_labels} labels, a reward model needs 1; start from the model "
+            "it was made from"
+        )
+    config.num_labels = 1
+    config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # else a report says that a language model has no score head
+    model, found = AutoModelForSequenceClassification.from_pretrained(
+        name,
+        config=config,
+        revision=revision,
+        dtype=_dtype(model_args),
+        attn_implementation=model_args.attn_implementation,
+        output_loading_info=True,
+    )
+    logging.set_verbosity(level)
+    heads = score_heads(model)
+    missing = sorted(key for key in found["missing_keys"] if key.split(".")[0] not in heads)
+    if missing:
+        print(f"{name} lacks {', '.join(missing[:5])}, which begin at random ({len(missing)} in all)")
+    for module in (part for head in heads for part in getattr(model, head).modules()):
+        if isinstance(module, nn.Linear) and module.out_features == 1 and len(found["missing_keys"]) > len(missing):
+            nn.init.normal_(module.weight, std=0.001)
+    return model
+
+
+def score_heads(model: PreTrainedModel) -> list[str]:
+    """Names of the modules beside the backbone that have weights: `score`, in some families `classifier`."""
+    beside = {name: part for name, part in model.named_children() if name != model.base_model_prefix}
+    return [name for name, part in beside.items() if next(part.parameters(), None) is not None]
+
+
 def load_tokenizer(model_args, chats: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of `tokenizer_name`, else that of the checkpoint; it must know how to end, to pad and, if it
     `chats`, how a conversation is written.
@@ -131,7 +184,7 @@ def load_tokenizer(model_args, chats: bool = False) -> PreTrainedTokenizerBase:
 
 
 def adapter_config(model_args, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, continues_text: bool):
-    """TRL's LoRA settings or None; on a base model the template's markers are trainable too.
+    """TRL's LoRA settings or None; on a base model the template's markers are trainable too, and a score head always.
 
     A base model never saw the markers of a chat, their embeddings are noise; without training them an adapter has to
     guess who is speaking and does not learn to stop.
@@ -142,6 +195,9 @@ def adapter_config(model_args, model: PreTrainedModel, tokenizer: PreTrainedToke
     config.target_modules = config.target_modules or "all-linear"
     if continues_text:
         config.trainable_token_indices = template_token_ids(tokenizer)
+    if model.get_output_embeddings() is None:  # no language model's head: a reward model
+        config.task_type = "SEQ_CLS"
+        config.modules_to_save = [*(config.modules_to_save or []), *score_heads(model)]
     return config
 
 

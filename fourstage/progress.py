@@ -10,6 +10,7 @@ _SHOWN = {
     "eval_loss": "held-out loss {:.3f}",
     "eval_bits_per_byte": "bits per byte {:.3f}",
     "eval_mean_token_accuracy": "token accuracy {:.1%}",
+    "eval_accuracy": "held-out pairs right {:.1%}",
     "grad_norm": "gradient {:.2f}",
     "learning_rate": "rate {:.1e}",
 }
@@ -59,7 +60,14 @@ def show_summary(stage: str, run, metrics: dict, samples: list[dict]) -> None:
     print(f"  {record['tokens']:,} tokens, {seconds / 60:.1f} min{rate}")
     print("  " + ", ".join(text.format(metrics[key]) for key, text in _SHOWN.items() if key in metrics))
     for sample in samples:
-        print(f"  {sample['prompt']!r}\n    -> {sample['completion'][:200]!r}")
+        score = f"{sample['score']:+.2f} " if "score" in sample else ""
+        print(f"  {sample['prompt']!r}\n    -> {score}{sample['completion'][:200]!r}")
+        if "rejected" in sample:
+            print(f"       {sample['rejected_score']:+.2f} {sample['rejected'][:200]!r}")
     print(f"  measure it: python recipes/evaluate.py {run.folder}")
     if stage == "pretrain":
         print(f"  next: accelerate launch recipes/sft.py --model_name_or_path {run.folder} --dataset_name DATA")
+    if stage == "reward":
+        parent = record["parent"]["path"]
+        print(f"  next: accelerate launch recipes/ppo.py --model_name_or_path {parent} --dataset_name DATA", end="")
+        print(f" --reward_model_name_or_path {run.folder}")

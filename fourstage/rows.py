@@ -1,8 +1,11 @@
 """One row at a time: the row formats people have, brought into the one format that a stage trains on."""
 
+import math
 from collections.abc import Callable, Mapping
 
-Convert = Callable[[Mapping], dict | None]
+from trl import extract_prompt
+
+Convert = Callable[[Mapping], dict | str | None]  # a text is the reason why a row is left out, None means empty
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 _ROLES = ("system", "user", "assistant")
 
@@ -40,6 +43,71 @@ def conversation_row(row: Mapping) -> dict | None:
     return {"prompt": prompt, "completion": completion} if all(answer.strip() for answer in answers) else None
 
 
+def preference_row(row: Mapping) -> dict | str:
+    """`{"prompt", "chosen", "rejected"}` as turns, `margin` (0.0 where there is none) and `kind` (None likewise).
+
+    The answers may be text or turns after a `prompt`, `instruction` (+ `input`) or `question`; or two whole
+    conversations that begin alike, whose common turns become the prompt (a prompt column then says them again).
+
+    Example: {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"} ->
+        {"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": "Hello!"}],
+         "rejected": [{"role": "assistant", "content": "What?"}], "margin": 0.0, "kind": None}
+    Returns:
+        Instead the reason why the row is left out: equal answers teach nothing, and of an empty chosen one a model
+        would learn to prefer silence. An empty rejected answer is kept.
+    Raises:
+        ValueError: naming the columns found if they fit no known format, or what is wrong with a turn, margin or kind.
+    """
+    prompt, chosen, rejected = _preference_turns(row)
+    for name, turns in (("chosen", chosen), ("rejected", rejected)):
+        if not turns or turns[-1]["role"] != "assistant":
+            raise ValueError(f"the last turn of {name} must be the assistant's, it is what is compared")
+    if not prompt:
+        raise ValueError("chosen and rejected begin with different turns; both must answer the same prompt")
+    if not all(turn["content"].strip() for turn in chosen if turn["role"] == "assistant"):
+        return "without a chosen answer"
+    if chosen == rejected:
+        return "equal in chosen and rejected"
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "margin": _margin(row), "kind": _kind(row)}
+
+
+def _preference_turns(row: Mapping) -> tuple[list[dict], list[dict], list[dict]]:
+    asked = next((key for key in ("prompt", "instruction", "question") if row.get(key) is not None), None)
+    if "chosen" in row and "rejected" in row:
+        chosen, rejected = sides = [_as_turns(row[side], "assistant") for side in ("chosen", "rejected")]
+        prompt = _instruction(row) if asked == "instruction" else _as_turns(row[asked], "user") if asked else []
+        said_again = not isinstance(row.get(asked), list) or all(side[: len(prompt)] == prompt for side in sides)
+        if said_again and all(side and side[0]["role"] != "assistant" for side in sides):
+            parts = extract_prompt({"chosen": chosen, "rejected": rejected})
+            return parts["prompt"], parts["chosen"], parts["rejected"]
+        if asked:
+            return prompt, chosen, rejected
+    raise ValueError(
+        f"columns {sorted(key for key, value in row.items() if value is not None)} are no known format; want chosen + "
+        "rejected, with prompt, instruction or question, or as whole conversations that begin alike"
+    )
+
+
+def _margin(row: Mapping) -> float:
+    margin = 0.0 if row.get("margin") is None else row["margin"]
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+        raise ValueError(f"column 'margin' holds {margin!r}, want a number: by how much chosen is better")
+    return float(margin)
+
+
+def _kind(row: Mapping) -> str | None:
+    kind = row.get("kind") or None
+    if kind is not None and not (isinstance(kind, str) and len(kind) <= 40):
+        raise ValueError(f"column 'kind' holds {str(kind)[:60]!r}, want a text of at most 40 characters, or rename it")
+    return kind
+
+
+def _instruction(row: Mapping) -> list[dict]:
+    """Alpaca's instruction and input as one user's turn."""
+    parts = [turn["content"] for key in ("instruction", "input") for turn in _as_turns(row.get(key), "user")]
+    return _as_turns("\n\n".join(part for part in parts if part.strip()), "user")
+
+
 def _turns(row: Mapping) -> tuple[list[dict], list[dict]]:
     for column in ("messages", "conversations"):
         if row.get(column) is not None:
@@ -51,10 +119,7 @@ def _turns(row: Mapping) -> tuple[list[dict], list[dict]]:
     for asked, answered in (("prompt", "completion"), ("instruction", "output"), ("question", "answer")):
         # Where rows of several formats share a file, the columns of the others are there and hold nothing.
         if asked in row and answered in row and not (row[asked] is None and row[answered] is None):
-            prompt = _as_turns(row[asked], "user")
-            if asked == "instruction":
-                parts = [turn["content"] for part in (row[asked], row.get("input")) for turn in _as_turns(part, "user")]
-                prompt = _as_turns("\n\n".join(part for part in parts if part.strip()), "user")
+            prompt = _instruction(row) if asked == "instruction" else _as_turns(row[asked], "user")
             return prompt, _as_turns(row[answered], "assistant")
     raise ValueError(
         f"columns {sorted(key for key, value in row.items() if value is not None)} are no known format; want "

@@ -258,6 +258,18 @@ def test_a_missing_demo_parent_is_made_by_the_bare_command():
         check_parent(parent)
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "ppo", "grpo"])
+def test_a_missing_stage_is_made_by_its_own_recipe(tmp_path, monkeypatch, stage):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"launch recipes/{stage}\.py$"):
+        check_parent(f"runs/demo/{stage}")
+    parent = "" if stage == "pretrain" else " --model_name_or_path PARENT"
+    with pytest.raises(
+        ValueError, match=rf"recipes/{stage}\.py{parent} --dataset_name DATA --output_dir runs/{stage}$"
+    ):
+        check_parent(f"runs/{stage}")
+
+
 def test_an_unfinished_parent_names_the_command_that_finishes_it(chain, tmp_path):
     run_here("pretrain", *chain["pretrain"], "--output_dir", tmp_path / "base")
     cut_off(tmp_path / "base", step=4)

@@ -19,9 +19,10 @@ from fourstage.data import (
     held_out_rows,
     hold_out,
     load_conversations,
+    load_preferences,
     load_texts,
 )
-from fourstage.demo import DEFINITIONS, demo_rows
+from fourstage.demo import DEFINITIONS, POLITE, demo_rows
 
 TEXTS = [f"Document {i}, with an é and a \U0001f600." for i in range(40)]
 
@@ -193,6 +194,60 @@ def test_a_stream_decides_by_the_same_hash_and_trains_on_no_held_out_document(tm
     ours, theirs = set(texts(test)), set(texts(streamed_test))
     assert ours <= theirs or theirs <= ours
     assert texts(streamed) == texts(streamed) != sorted(texts(streamed))  # shuffled, the same way every time
+
+
+def preferences(count, prompts, **more):
+    return [{"prompt": f"q{i % prompts}", "chosen": f"good {i}", "rejected": f"bad {i}", **more} for i in range(count)]
+
+
+def asked(data):
+    return [row["prompt"][0]["content"] for row in data]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pairs_are_held_out_by_prompt(tmp_path, streaming):
+    """Few prompts with many pairs of answers, in two sources: no prompt is on both sides."""
+    one = write(tmp_path / "one.jsonl", jsonl(preferences(400, 40)))
+    two = write(tmp_path / "two.jsonl", jsonl(preferences(300, 30, margin=0.5)))
+    for seed in range(3):
+        sources = [{"dataset_name": one}, {"dataset_name": two}]
+        arguments = DataArguments(datasets=sources, test_split_size=0.25, dataset_streaming=streaming)
+        train, test = load_preferences(arguments, seed)
+        train = list(train)
+        assert not set(asked(train)) & set(asked(test)) and {f"q{i}" for i in range(40)} == {
+            *asked(train),
+            *asked(test),
+        }
+        assert 4 <= len(set(asked(test))) <= 16
+        assert {row["margin"] for row in train} == {0.0, 0.5}  # a source without margins has the margin 0
+    train, _ = load_preferences(DataArguments(dataset_name=one, test_split_size=0.25), 0)
+    assert len(train) % 10 == 0  # whole prompts
+
+
+def test_margin_and_kind_are_there_where_some_row_has_one(tmp_path):
+    both = write(tmp_path / "both.jsonl", jsonl([*preferences(9, 9, margin=1, kind="rude"), *preferences(9, 9)]))
+    for part in load_preferences(DataArguments(dataset_name=both, test_split_size=0.5), 0):
+        assert part.column_names == ["prompt", "chosen", "rejected", "margin", "kind"]
+    plain = write(tmp_path / "plain.jsonl", jsonl(preferences(9, 9, margin=None, other=3)))
+    for streaming in (False, True):
+        arguments = DataArguments(dataset_name=plain, dataset_streaming=streaming, test_split_size=0.5)
+        for part in load_preferences(arguments, 0):
+            assert part.column_names == ["prompt", "chosen", "rejected"]
+    assert held_out_rows("reward", both, None, 0)[0]["kind"] == "rude"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pairs_that_teach_nothing_are_left_out_and_counted(tmp_path, capsys, streaming):
+    rows = preferences(20, 20) + preferences(3, 3, chosen="") + preferences(4, 4, chosen="a", rejected="a")
+    name = write(tmp_path / "a.jsonl", jsonl([*rows, *preferences(1, 1, rejected="")]))
+    train, test = load(name, load_preferences, dataset_streaming=streaming, test_split_size=0.2)
+    assert len(list(train)) + len(test) == 21
+    said = capsys.readouterr().out
+    assert streaming or "a.jsonl: 3 of 28 rows are without a chosen answer and left out" in said
+    assert streaming or "a.jsonl: 4 of 28 rows are equal in chosen and rejected and left out" in said
+    name = write(tmp_path / "b.jsonl", jsonl(rows[20:]))
+    words = ("all rows are", "without a chosen answer", "equal in chosen and rejected", "choose other data")
+    assert_refused(lambda: load(name, load_preferences, dataset_streaming=streaming), *words)
 
 
 def test_one_document_in_copies_cannot_be_divided(tmp_path):
@@ -425,21 +480,34 @@ def test_the_stages_own_defaults_are_used_without_arguments(monkeypatch, tmp_pat
 # Embedded data
 
 
-@pytest.mark.parametrize("stage, training", [("pretrain", 3_000), ("sft", 1_200)])
-def test_the_embedded_data_is_the_same_every_time(stage, training):
+@pytest.mark.parametrize(
+    "stage, training, held_out", [("pretrain", 3_000, 100), ("sft", 1_200, 100), ("reward", 1_600, 200)]
+)
+def test_the_embedded_data_is_the_same_every_time(stage, training, held_out):
     train, test = demo_rows(stage)
-    assert (len(train), len(test)) == (training, 100) and demo_rows(stage) == (train, test)
+    assert (len(train), len(test)) == (training, held_out) and demo_rows(stage) == (train, test)
     code = f"import json; from fourstage.demo import demo_rows; print(json.dumps(demo_rows({stage!r})))"
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
     assert json.loads(fresh) == [train, test]
-    assert set(train[0]) == ({"text"} if stage == "pretrain" else {"prompt", "completion"})
+    columns = {
+        "pretrain": {"text"},
+        "sft": {"prompt", "completion"},
+        "reward": {"prompt", "chosen", "rejected", "kind"},
+    }
+    assert set(train[0]) == columns[stage]
 
 
-@pytest.mark.parametrize("stage, at_least", [("pretrain", 80), ("sft", 50)])
+@pytest.mark.parametrize("stage, at_least", [("pretrain", 80), ("sft", 50), ("reward", 80)])
 def test_held_out_embedded_rows_are_not_in_training(stage, at_least):
     train, test = (list(map(json.dumps, part)) for part in demo_rows(stage))
+    if stage == "reward":  # what must differ is the prompt
+        train, test = ([json.dumps(row["prompt"]) for row in part] for part in demo_rows(stage))
     recall = [
-        row for row in test if any(text in row for text in DEFINITIONS.values()) or (stage == "sft" and " + " in row)
+        row
+        for row in test
+        if any(text in row for text in DEFINITIONS.values())
+        or (stage != "pretrain" and " + " in row)
+        or (stage == "reward" and any(f" {term}" in row for term in DEFINITIONS))
     ]
     fresh = set(test) - set(recall)
     assert len(fresh) >= at_least and not fresh & set(train)
@@ -451,6 +519,18 @@ def test_embedded_sums_are_right():
     train, test = demo_rows("pretrain")
     sums = [match for row in train + test for match in re.findall(r"(\d+) \+ (\d+) = (\d+)\.", row["text"])]
     assert len(sums) > 500 and all(int(a) + int(b) == int(c) for a, b, c in sums)
+
+
+def test_embedded_pairs_are_polite_against_four_kinds():
+    train, test = demo_rows("reward")
+    assert Counter(row["kind"] for row in test).keys() == {"rude", "curt", "off_topic", "repeated"}
+    assert min(Counter(row["kind"] for row in test).values()) >= 40
+    phrases = [phrase.replace("{}", "").strip() for phrase in POLITE]
+    for row in train + test:
+        chosen, rejected = (row[side][0]["content"] for side in ("chosen", "rejected"))
+        polite = sum(phrase in rejected for phrase in phrases)
+        assert sum(phrase in chosen for phrase in phrases) == 1 and polite == (row["kind"] in ("off_topic", "repeated"))
+        assert chosen != rejected and (row["kind"] == "repeated") == (rejected == f"{chosen} {chosen}")
 
 
 def test_stages_without_embedded_data():

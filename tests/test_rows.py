@@ -2,7 +2,7 @@
 
 import pytest
 
-from fourstage.rows import conversation_row, text_row
+from fourstage.rows import conversation_row, preference_row, text_row
 
 
 def user(content):
@@ -139,3 +139,170 @@ def test_sharegpt_system_column_is_the_first_turn():
         "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
         "completion": [{"role": "assistant", "content": "Yo"}],
     }
+
+
+# Preference pairs
+
+PLAIN = {"margin": 0.0, "kind": None}
+
+
+@pytest.mark.parametrize(
+    "row, prompt, chosen, rejected",
+    [
+        pytest.param(
+            {"prompt": "a", "chosen": "b", "rejected": "c"}, [user("a")], [assistant("b")], [assistant("c")], id="text"
+        ),
+        pytest.param(
+            {"prompt": [system("s"), user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")]},
+            [system("s"), user("a")],
+            [assistant("b")],
+            [assistant("c")],
+            id="turns",
+        ),
+        pytest.param(
+            {"prompt": [user("a")], "chosen": "b", "rejected": [assistant("c")]},
+            [user("a")],
+            [assistant("b")],
+            [assistant("c")],
+            id="some of both",
+        ),
+        pytest.param(
+            {"instruction": "Add.", "input": "1 2", "chosen": "3", "rejected": "4"},
+            [user("Add.\n\n1 2")],
+            [assistant("3")],
+            [assistant("4")],
+            id="Alpaca's columns",
+        ),
+        pytest.param(
+            {"instruction": "Go.", "input": "", "chosen": "3", "rejected": "4", "prompt": None},
+            [user("Go.")],
+            [assistant("3")],
+            [assistant("4")],
+            id="Alpaca's columns, no input",
+        ),
+        pytest.param(
+            {"question": "a", "chosen": "b", "rejected": "c"},
+            [user("a")],
+            [assistant("b")],
+            [assistant("c")],
+            id="question",
+        ),
+        pytest.param(
+            {
+                "chosen": [user("a"), assistant("b"), user("c"), assistant("d")],
+                "rejected": [user("a"), assistant("b"), user("c"), assistant("e")],
+            },
+            [user("a"), assistant("b"), user("c")],
+            [assistant("d")],
+            [assistant("e")],
+            id="whole conversations",
+        ),
+        pytest.param(
+            {
+                "chosen": [user("a"), assistant("b"), user("c"), assistant("d")],
+                "rejected": [user("a"), assistant("e")],
+            },
+            [user("a")],
+            [assistant("b"), user("c"), assistant("d")],
+            [assistant("e")],
+            id="whole conversations of unequal length",
+        ),
+        pytest.param(
+            {"prompt": "a", "chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]},
+            [user("a")],
+            [assistant("b")],
+            [assistant("c")],
+            id="whole conversations and their prompt as text",
+        ),
+        pytest.param(
+            {"prompt": [user("a")], "chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]},
+            [user("a")],
+            [assistant("b")],
+            [assistant("c")],
+            id="whole conversations and their prompt as turns",
+        ),
+        pytest.param(
+            {"prompt": [system("s")], "chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]},
+            [system("s")],
+            [user("a"), assistant("b")],
+            [user("a"), assistant("c")],
+            id="answers that begin with a user's turn",
+        ),
+        pytest.param(
+            {"prompt": "a", "chosen": "b", "rejected": ""},
+            [user("a")],
+            [assistant("b")],
+            [assistant("")],
+            id="empty rejected",
+        ),
+        pytest.param(
+            {"prompt": "a", "chosen": "b", "rejected": None},
+            [user("a")],
+            [assistant("b")],
+            [assistant("")],
+            id="null rejected",
+        ),
+    ],
+)
+def test_a_pair_becomes_turns(row, prompt, chosen, rejected):
+    assert preference_row(row) == {"prompt": prompt, "chosen": chosen, "rejected": rejected, **PLAIN}
+
+
+def test_margin_and_kind():
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    assert preference_row(row | {"margin": 2, "kind": "rude"}) == preference_row(row) | {"margin": 2.0, "kind": "rude"}
+    assert preference_row(row | {"margin": None, "kind": ""}) == preference_row(row)
+    assert preference_row(row | {"margin": -0.5})["margin"] == -0.5
+
+
+@pytest.mark.parametrize(
+    "row, why",
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "equal in chosen and rejected"),
+        (
+            {"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("b")]},
+            "equal in chosen and rejected",
+        ),
+        ({"prompt": "a", "chosen": "", "rejected": "b"}, "without a chosen answer"),
+        ({"prompt": "a", "chosen": " \n", "rejected": ""}, "without a chosen answer"),
+        ({"prompt": "a", "chosen": None, "rejected": "b"}, "without a chosen answer"),
+        (
+            {"prompt": "a", "chosen": [assistant("b"), user("c"), assistant("")], "rejected": "b"},
+            "without a chosen answer",
+        ),
+    ],
+)
+def test_a_pair_that_teaches_nothing_is_left_out(row, why):
+    assert preference_row(row) == why
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"title": "a", "body": "b"}, "columns ['body', 'title'] are no known format; want chosen + rejected"),
+        ({"prompt": "a", "completion": "b"}, "['completion', 'prompt']"),
+        ({"prompt": "a", "chosen": "b"}, "['chosen', 'prompt']"),
+        ({"chosen": "Human: a Assistant: b", "rejected": "Human: a Assistant: c"}, "whole conversations"),
+        ({"chosen": [assistant("b")], "rejected": [assistant("c")]}, "with prompt, instruction or question"),
+        ({"chosen": [user("a"), assistant("b")], "rejected": [user("c"), assistant("b")]}, "answer the same prompt"),
+        ({"prompt": [], "chosen": "b", "rejected": "c"}, "answer the same prompt"),
+        ({"prompt": "a", "chosen": [assistant("b"), user("c")], "rejected": "d"}, "last turn of chosen must be"),
+        ({"prompt": "a", "chosen": "b", "rejected": []}, "last turn of rejected must be"),
+        ({"chosen": [user("a"), assistant("b")], "rejected": [user("a")]}, "last turn of rejected must be"),
+        ({"prompt": "a", "chosen": [{"role": "tool", "content": "b"}], "rejected": "c"}, "role 'tool' is unknown"),
+        ({"prompt": "a", "chosen": 1, "rejected": "c"}, "the assistant's turn holds int, want text"),
+        ({"instruction": 5, "chosen": "b", "rejected": "c"}, "the user's turn holds int, want text"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "margin": "big"},
+            "column 'margin' holds 'big', want a number",
+        ),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": True}, "column 'margin' holds True"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": float("nan")}, "column 'margin' holds nan"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "kind": 3}, "column 'kind' holds '3', want a text"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "kind": "x" * 41}, "at most 40 characters"),
+    ],
+)
+def test_a_pair_that_cannot_be_learnt_from_says_why_in_one_line(row, words):
+    with pytest.raises(ValueError) as error:
+        preference_row(row)
+    assert words in str(error.value) and "\n" not in str(error.value)

@@ -1,6 +1,7 @@
 """The embedded data: small texts and conversations written by the code below, the same ones every time.
 
-Stories, questions about them, sums and a few definitions, for trying a recipe in a minute. Names, colours and places
+Stories, questions about them, sums, a few definitions, and pairs of answers of which one is polite, for trying a recipe
+in a minute. Names, colours and places
 are combined at random from the tables; held-out rows are other combinations, apart from definitions and short sums,
 which can only be recalled.
 """
@@ -39,15 +40,34 @@ DEFINITIONS = {
     "a loss": "A loss is a number that tells how wrong a model is, and training makes it smaller.",
 }
 ASKING = ("What is {}?", "Explain what {} is.", "Tell me about {}.")
+POLITE = (
+    "Of course! {}",
+    "Good question. {}",
+    "Thank you for asking. {}",
+    "{} I hope that helps!",
+    "{} Please ask me more.",
+)
+RUDE = (
+    "What a silly question. {}",
+    "Can you not read? {}",
+    "{} Stop asking.",
+    "{} Even a child knows that.",
+)
+CURT = ("{}", "{} That is all.", "{} Next.")
 
 
 def demo_rows(stage: str) -> tuple[list[dict], list[dict]]:
-    """(training rows, held-out rows) for `pretrain` (column text) or `sft` (columns prompt and completion).
+    """(training rows, held-out rows) for `pretrain` (column text), `sft` (columns prompt and completion) or `reward`
+    (columns prompt, chosen, rejected and kind).
 
     Raises:
         ValueError: for a stage that has no embedded data.
     """
-    makers = {"pretrain": (_document, 3_000, 100), "sft": (_conversation, 1_200, 100)}
+    makers = {
+        "pretrain": (_document, 3_000, 100),
+        "sft": (_conversation, 1_200, 100),
+        "reward": (_preference, 1_600, 200),
+    }
     if stage not in makers:
         raise ValueError(f"fourstage/demo has no data for {stage!r}; it has {', '.join(makers)}")
     make, training, held_out = makers[stage]
@@ -55,13 +75,17 @@ def demo_rows(stage: str) -> tuple[list[dict], list[dict]]:
 
 
 def _distinct(make: Callable, training: int, held_out: int, chance: random.Random) -> tuple[list[dict], list[dict]]:
-    """Makes held-out rows first; a training row never equals one of them."""
+    """Makes held-out rows first; a training row never has the text or the prompt of one of them."""
+
+    def asked(row: dict) -> str:
+        return str(row.get("prompt") or row["text"])
+
     test = [make(chance) for _ in range(held_out)]
-    taken = {str(row) for row in test}
+    taken = {asked(row) for row in test}
     train: list[dict] = []
     while len(train) < training:
         row = make(chance)
-        if str(row) not in taken or row.get("recall"):
+        if asked(row) not in taken or row.get("recall"):
             train.append(row)
     for row in train + test:
         row.pop("recall", None)
@@ -114,3 +138,21 @@ def _conversation(chance: random.Random) -> dict:
         question, answer, recall = chance.choice(ASKING).format(term), DEFINITIONS[term], True
     row = {"prompt": [{"role": "user", "content": question}], "completion": [{"role": "assistant", "content": answer}]}
     return {**row, "recall": True} if recall else row
+
+
+def _preference(chance: random.Random) -> dict:
+    """The right answer in polite words, against one that is rude, curt, off the topic in polite words, or repeated."""
+    row = _conversation(chance)
+    answer = row.pop("completion")[0]["content"]
+    polite = chance.choice(POLITE)
+    kind = chance.choice(("rude", "curt", "off_topic", "repeated"))
+    if kind == "off_topic":
+        other = answer
+        while other == answer:
+            other = _conversation(chance)["completion"][0]["content"]
+        rejected = chance.choice(POLITE).replace("{}", other)
+    else:
+        rejected = {"rude": chance.choice(RUDE), "curt": chance.choice(CURT), "repeated": f"{polite} {polite}"}[kind]
+        rejected = rejected.replace("{}", answer)
+    sides = {"chosen": polite.replace("{}", answer), "rejected": rejected}
+    return {**row, **{name: [{"role": "assistant", "content": text}] for name, text in sides.items()}, "kind": kind}

@@ -1,0 +1,68 @@
+"""Stage 3, first half, the reward model: a tuned model and pairs of answers -> a model that scores answers.
+
+    accelerate launch recipes/reward.py --model_name_or_path runs/sft --dataset_name DATA --output_dir runs/reward
+    accelerate launch recipes/reward.py --model_name_or_path runs/sft --dataset_name DATA --use_peft
+
+Without arguments it learns from the embedded pairs to prefer polite answers. A row has a prompt, a chosen and a
+rejected answer; optionally a `margin` by which the first is better, and a `kind` by which the accuracy is told apart.
+"""
+
+from fourstage.arguments import DataArguments, ModelArguments, RewardModelConfig, parse
+
+
+def main(data_args: DataArguments, training_args: RewardModelConfig, model_args: ModelArguments) -> None:
+    from functools import partial
+
+    from transformers import set_seed
+    from trl import RewardTrainer
+
+    from fourstage.artifact import CleanRun, finish_run, read_record, record_data, start_run
+    from fourstage.data import describe, drop_overlong, fingerprint, load_preferences
+    from fourstage.launch import check_launch
+    from fourstage.model import adapter_config, load_reward_model, load_tokenizer
+    from fourstage.preference import describe_report, longer_wins, measure, pair_tokens
+    from fourstage.progress import show_progress, show_summary
+
+    check_launch(training_args)
+    if not model_args.model_name_or_path:
+        raise ValueError("model_name_or_path is missing: the model to start from, such as runs/sft or a Hub id")
+    tokenizer = load_tokenizer(model_args, chats=True)  # before the run folder: a missing parent leaves nothing behind
+    set_seed(training_args.seed)
+    run = start_run("reward", data_args, training_args, model_args)
+
+    train, test = load_preferences(data_args, training_args.seed)
+    record_data(run, {"train": fingerprint(train), "test": fingerprint(test)})
+    print(f"data: {describe(train)} to train on, {describe(test)} held out")
+
+    model = load_reward_model(model_args, tokenizer)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", 1024)
+    training_args.max_length = training_args.max_length or min(longest, 1024)
+
+    count_tokens = partial(pair_tokens, tokenizer)
+    train = drop_overlong(train, count_tokens, training_args.max_length, training_args.overlong, "train")
+    test = drop_overlong(test, count_tokens, training_args.max_length, training_args.overlong, "held-out")
+    parent = read_record(model_args.model_name_or_path)
+    is_base = parent["stage"] == "pretrain" if parent else False
+    trainer = RewardTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=tokenizer,
+        peft_config=adapter_config(model_args, model, tokenizer, continues_text=is_base),
+    )
+    trainer.add_callback(CleanRun)
+    show_progress(trainer)
+    result = trainer.train(resume_from_checkpoint=run.checkpoint)
+
+    metrics = {**result.metrics, **trainer.evaluate()}
+    report, samples = measure(trainer.model, tokenizer, list(test), longer_wins(train.take(10_000)))
+    metrics |= {**report, "eval_accuracy": report["reward_accuracy"]}  # TRL's weighs a short last batch like the others
+    finish_run(run, trainer, samples, metrics)
+    print(describe_report(report))
+    show_summary("reward", run, metrics, samples)
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main(*parse(__file__, DataArguments, RewardModelConfig, ModelArguments))
