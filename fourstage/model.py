@@ -117,7 +117,8 @@ def load_reward_model(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrai
     The head of a causal LM is new: N(0, 0.001^2), so that all scores begin near zero and the first loss is ln 2
     whatever the width. transformers draws N(0, 0.02^2), whose scores grow with the square root of the width.
     Raises:
-        ValueError: for a type without a classifier, and for a classifier with another number of labels.
+        ValueError: for a type without a classifier, a classifier with another number of labels, and a tokenizer with
+            more tokens than the model has.
     """
     name, revision = model_args.model_name_or_path, model_args.model_revision
     config = AutoConfig.from_pretrained(name, revision=revision)
@@ -144,6 +145,9 @@ def load_reward_model(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrai
         output_loading_info=True,
     )
     logging.set_verbosity(level)
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, {name} embeds {rows}; leave --tokenizer_name out")
     heads = score_heads(model)
     missing = sorted(key for key in found["missing_keys"] if key.split(".")[0] not in heads)
     if missing:

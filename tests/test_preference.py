@@ -9,6 +9,9 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers import (
+    ACCELERATE,
+    RECIPES,
+    ROOT,
     SMALL_RUN,
     TINY,
     cut_off,
@@ -16,6 +19,7 @@ from helpers import (
     load_recipe,
     record_of,
     run_here,
+    run_program,
     snapshot,
     tensors_of,
     write_chats,
@@ -262,6 +266,13 @@ def test_two_labels_are_refused(saved, tokenizer, tmp_path):
         reward_model(tmp_path / "two", tokenizer)
 
 
+def test_a_tokenizer_too_large_is_refused(saved, tokenizer):
+    larger = AutoTokenizer.from_pretrained(saved)
+    larger.add_tokens(["one more"])
+    with pytest.raises(ValueError, match="tokenizer has 513 tokens, .* embeds 512; leave --tokenizer_name out"):
+        reward_model(saved, larger)
+
+
 def test_a_type_without_a_classifier_is_refused(tokenizer, tmp_path):
     AutoConfig.for_model("codegen", n_embd=32, n_layer=1, n_head=4).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="model type codegen .* no sequence classifier.*reward in docs/architectures"):
@@ -434,6 +445,24 @@ def test_a_base_model_and_margins(trained, tmp_path):
     moved = (before["model.embed_tokens.weight"] != after["model.embed_tokens.weight"]).any(dim=1)
     names = AutoTokenizer.from_pretrained(tmp_path / "run").convert_ids_to_tokens(moved.nonzero().flatten().tolist())
     assert sorted(names) == ["<|assistant|>", "<|bos|>", "<|eos|>", "<|user|>"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_on_the_same_batches(trained, tmp_path):
+    """Plain gradient descent, as in test_recipes: an optimizer that rescales gradients would magnify noise."""
+    _, flags = trained
+    flags = [*flags, "--optim=sgd", "--learning_rate=0.1", "--eval_steps=3", "--save_steps=6"]
+    run_here("reward", *flags, "--per_device_train_batch_size=8", "--output_dir", tmp_path / "one")
+    launch = [*ACCELERATE, "--config_file", ROOT / "accelerate_configs" / "ddp.yaml", "--num_processes", "2"]
+    two = ["--per_device_train_batch_size=4", "--output_dir", tmp_path / "two"]
+    run_program(*launch, RECIPES / "reward.py", *flags, *two)
+    one, two = record_of(tmp_path / "one"), record_of(tmp_path / "two")
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for name in ("reward_accuracy", "reward_margin", "reward_log_loss", "accuracy/rude"):
+        assert two["metrics"][name] == pytest.approx(one["metrics"][name], rel=1e-4, abs=1e-6)
+    assert one["metrics"]["reward_margin"] > 0
+    for name, value in tensors_of(tmp_path / "one").items():
+        torch.testing.assert_close(tensors_of(tmp_path / "two")[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize(
