@@ -110,9 +110,20 @@ def test_the_report_warns_unless_the_model_beats_length_by_two_standard_errors()
     assert shorter["length_baseline_accuracy"] == 1.0 and "shorter answer wins (100.0%)" in shorter["warning"]
 
 
+def test_the_report_counts_prompts():
+    """Two prompts with three pairs each, all alike within a prompt: the evidence of two pairs."""
+    rows = [pair("bb", "a", prompt) for prompt in "xxxyyy"]
+    report = preference_report([1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1], rows, longer=False)
+    assert (report["reward_pairs"], report["reward_prompts"]) == (6, 2)
+    assert report["reward_accuracy"] == report["reward_accuracy_stderr"] == 0.5
+    assert report["above_length_baseline"] == report["above_length_baseline_stderr"] == 0.5 and "warning" in report
+
+
 def test_calibration_error_equals_a_loop_of_numpy():
-    margins = np.random.default_rng(0).normal(0, 2, 500)
-    confidence = 1 / (1 + np.exp(-np.abs(margins)))
+    """Pairs of a model that is nearly calibrated, so that bins miss on either side."""
+    random = np.random.default_rng(0)
+    confidence = random.uniform(0.5, 1, 500)
+    margins = np.log(confidence / (1 - confidence)) * np.where(random.uniform(size=500) < confidence, 1, -1)
     edges = np.linspace(0.5, 1, 11)
     expected = 0.0
     for low, high in zip(edges, edges[1:], strict=False):
