@@ -1,8 +1,7 @@
-"""Reward functions as TRL calls them: found by name, checked at every call, reward models scored as they were trained."""
+"""Reward functions as TRL calls them: found by name, checked at every call, models asked as they were trained."""
 
 import functools
 import importlib
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from trl.data_utils import is_conversational
+from trl.trainer.utils import is_async_callable
 
 
 def load_reward_func(name: str) -> Callable:
@@ -48,7 +48,7 @@ def checked(function: Callable) -> Callable:
     The wrapper raises ValueError with the completion at fault; a NaN would otherwise reach the weights.
     """
     name = getattr(function, "__name__", type(function).__name__)
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):
+    if is_async_callable(function):
 
         @functools.wraps(function)
         async def wrapper(prompts, completions, **kwargs):

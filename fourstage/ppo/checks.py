@@ -3,8 +3,11 @@
 from itertools import islice
 from typing import Any
 
+import torch
 from datasets import Dataset
 from trl.data_utils import is_conversational
+
+from fourstage.model import check_head_on, complete_tied_head
 
 _STREAM_CHECKED = 1_000
 
@@ -42,7 +45,7 @@ def _check_lengths(trainer, rows: Any, room: int | None) -> None:
             raise ValueError(f"row {number} has no column `prompt`, found {sorted(row)}")
         if room is None:
             return
-        length = count_tokens(trainer.processing_class, row["prompt"], trainer.chat_template_kwargs)
+        length = len(prompt_ids(trainer.processing_class, row["prompt"], trainer.chat_template_kwargs))
         if length + completion > room:
             raise ValueError(
                 f"prompt {number} has {length} tokens; with max_completion_length={completion} it does not fit the "
@@ -50,11 +53,21 @@ def _check_lengths(trainer, rows: Any, room: int | None) -> None:
             )
 
 
-def count_tokens(tokenizer, prompt: str | list[dict], template_options: dict | None = None) -> int:
-    """Tokens of a prompt as the policy reads it: text, or turns by the chat template with the mark to answer."""
+def check_head(trainer) -> None:
+    """Raises ValueError if TRL's fused output head gives other probabilities than the policy: on the first prompt."""
+    prompt = next(iter(trainer.train_dataset))["prompt"]
+    ids = torch.tensor([prompt_ids(trainer.processing_class, prompt, trainer.chat_template_kwargs)])
+    ids = ids.to(trainer.accelerator.device).repeat(1, 2)  # a prompt may be one token long
+    complete_tied_head(trainer.model)
+    check_head_on(trainer.model.eval(), labels=ids, temperature=trainer.temperature, input_ids=ids)
+    trainer.model.train()
+
+
+def prompt_ids(tokenizer, prompt: str | list[dict], template_options: dict | None = None) -> list[int]:
+    """Ids of a prompt as the policy reads it: text, or turns by the chat template with the mark to answer."""
     if not is_conversational({"prompt": prompt}):
-        return len(tokenizer(text=prompt)["input_ids"])
+        return tokenizer(text=prompt)["input_ids"]
     encoded = tokenizer.apply_chat_template(
         prompt, add_generation_prompt=True, return_dict=True, **(template_options or {})
     )
-    return len(encoded["input_ids"])
+    return encoded["input_ids"]

@@ -24,10 +24,21 @@ METHODS: dict[str, tuple[str, ...]] = {
     "_load_optimizer_and_scheduler": ("checkpoint",),
     "get_optimizer_cls_and_kwargs": ("args",),
 }
+# What a built trainer must have.
 ATTRIBUTES = (
-    "accelerator reward_funcs reward_func_names reward_processing_classes reward_weights eos_token_ids beta ref_model "
-    "epsilon_low epsilon_high temperature current_gradient_accumulation_steps _metrics _buffered_inputs _step _tokenizer"
-).split()
+    *("accelerator", "model", "temperature", "beta", "ref_model", "epsilon_low", "epsilon_high"),
+    *("reward_funcs", "reward_func_names", "reward_processing_classes", "reward_weights"),
+    *(
+        "eos_token_ids",
+        "chat_template_kwargs",
+        "aux_loss_enabled",
+        "_entropy_bonus_enabled",
+        "_metrics",
+        "_buffered_inputs",
+        "_step",
+        "_tokenizer",
+    ),
+)
 BATCH_KEYS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "num_items_in_batch")
 
 
@@ -46,8 +57,7 @@ def check_methods() -> None:
 
 def check_attributes(trainer: GRPOTrainer) -> None:
     """The same for what a built trainer must have."""
-    late = "current_gradient_accumulation_steps"  # set by the training loop
-    _refuse([name for name in ATTRIBUTES if name != late and not hasattr(trainer, name)], "a built GRPOTrainer")
+    _refuse([name for name in ATTRIBUTES if not hasattr(trainer, name)], "a built GRPOTrainer")
 
 
 def check_batch(batch: dict) -> None:

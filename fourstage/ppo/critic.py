@@ -1,7 +1,6 @@
 """The critic: a value for the state before every token, from a backbone and a scalar head."""
 
 import copy
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from trl.trainer.utils import disable_dropout_in_model, use_adapter
 
+from fourstage.ppo.forward import positions
 from fourstage.rewards import check_one_label
 
 HEAD_FILE = "value_head.safetensors"
@@ -70,17 +70,6 @@ class Critic(nn.Module):
             copy.deepcopy(self.backbone).merge_and_unload().save_pretrained(folder)
         else:
             self.backbone.save_pretrained(folder)
-
-
-def positions(model: nn.Module, attention_mask: Tensor) -> dict[str, Tensor]:
-    """`position_ids` that count real tokens from 0, for models that take them; else nothing.
-
-    Rows are padded on the left: a model with learned positions would otherwise see a prompt elsewhere than when it
-    generated (TRL issue 6800).
-    """
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        return {}
-    return {"position_ids": (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)}
 
 
 def classifier_critic(model: PreTrainedModel) -> Critic:

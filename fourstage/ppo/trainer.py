@@ -15,10 +15,11 @@ from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, use_a
 
 from fourstage.ppo import functional as F
 from fourstage.ppo.batches import Batch, grouped_by_length, loss_mask, trimmed
-from fourstage.ppo.checks import check_launch_supported, check_prompts
+from fourstage.ppo.checks import check_head, check_launch_supported, check_prompts
 from fourstage.ppo.config import PPOConfig
 from fourstage.ppo.contract import check_attributes, check_batch, check_methods
-from fourstage.ppo.critic import build_critic, positions, prepare_critic
+from fourstage.ppo.critic import build_critic, prepare_critic
+from fourstage.ppo.forward import plain_head, plain_head_pays, positions, whole
 from fourstage.ppo.rollouts import SaveAtRollouts, ignored_sampling_fields, plain_sampling
 from fourstage.rewards import prepare_rewards, text_of
 
@@ -70,6 +71,7 @@ class PPOTrainer(GRPOTrainer):
         check_attributes(self)
         check_launch_supported(self)
         check_prompts(self)
+        check_head(self)
         policy = self.accelerator.unwrap_model(self.model)
         if args.beta and not adapters:
             self.ref_model = self._frozen_copy(policy)
@@ -196,7 +198,11 @@ class PPOTrainer(GRPOTrainer):
         if batch_size is not None and not self.use_vllm:
             return None, None, None  # GRPO asks during the rollout, before micro-batches exist: `_with_advantages` does
         if batch_size is None:
-            model = functools.partial(model, **positions(_base(self.accelerator.unwrap_model(model)), attention_mask))
+            base = _base(self.accelerator.unwrap_model(model))
+            model = functools.partial(model, **positions(base, attention_mask))
+            reported_only = not (self.aux_loss_enabled or self._entropy_bonus_enabled)
+            if reported_only and plain_head_pays(base, len(input_ids) * logits_to_keep):
+                model = plain_head(model, logits_to_keep, self.temperature)
         result = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
         )
@@ -204,7 +210,7 @@ class PPOTrainer(GRPOTrainer):
         return result
 
     def _logps(self, model: nn.Module, batch: Batch) -> Tensor:
-        ids, mask = _whole(batch)
+        ids, mask = whole(batch)
         return self._get_per_token_logps_and_entropies(model, ids, mask, batch["completion_ids"].size(1))[0]
 
     def _ref_logps(self, batch: Batch) -> Tensor:
@@ -218,7 +224,7 @@ class PPOTrainer(GRPOTrainer):
         """(B, T) value of the state before each token of the completion: hence the shift by one."""
         first = batch["prompt_ids"].size(1) - 1
         with self.accelerator.autocast():
-            return self.value_model(*_whole(batch))[:, first:-1]
+            return self.value_model(*whole(batch))[:, first:-1]
 
     # Optimisation
 
@@ -361,9 +367,3 @@ class PPOTrainer(GRPOTrainer):
 
 def _base(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if is_peft_model(model) else model
-
-
-def _whole(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask of prompt and completion together, each (B, P + T)."""
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-    return ids, torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)

@@ -1,0 +1,59 @@
+"""How policy and critic read a batch: positions that count real tokens, and log-probabilities of completions."""
+
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fourstage.ppo.batches import Batch
+
+_SMALL = 1 << 25  # logits, 128 MB in float32
+
+
+def whole(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask of prompt and completion together, each (B, P + T)."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    return ids, torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+
+
+def positions(model: nn.Module, attention_mask: Tensor) -> dict[str, Tensor]:
+    """`position_ids` that count real tokens from 0, for models that take them; else nothing.
+
+    Rows are padded on the left: a model with learned positions would otherwise see a prompt elsewhere than when it
+    generated (TRL issue 6800).
+    """
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return {}
+    return {"position_ids": (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)}
+
+
+def plain_head_pays(model: PreTrainedModel, tokens: int) -> bool:
+    """Whether `plain_head` is quicker than TRL's fused head: on a CPU, for logits that are not large.
+
+    Without Triton the fused head also works on prompts, and again in the backward pass (benchmarks/ppo_vs_trl112.py).
+    """
+    takes_slice = "logits_to_keep" in inspect.signature(model.forward).parameters
+    small = tokens * model.config.get_text_config().vocab_size <= _SMALL
+    return model.device.type == "cpu" and takes_slice and small
+
+
+def plain_head(model: Callable, tokens: int, temperature: float) -> Callable[..., SimpleNamespace]:
+    """A stand-in for a model with TRL's fused head that computes logits at the last `tokens` positions alone.
+
+    It is called as GRPOTrainer calls that one, and gives `log_probs` and `entropy`, each (B, tokens), from ordinary
+    logits; 0 where a label is -100. The entropy has no gradient: it is only reported.
+    """
+
+    def call(*, labels: Tensor, fused_lm_head: bool, **inputs) -> SimpleNamespace:
+        logits = model(**inputs, logits_to_keep=tokens + 1, use_cache=False).logits[:, :-1].float()
+        logps = (logits if temperature == 1 else logits / temperature).log_softmax(dim=-1)
+        targets = labels[:, -tokens:]
+        scored = logps.gather(-1, targets.clamp(min=0)[..., None])[..., 0].masked_fill(targets == -100, 0.0)
+        with torch.no_grad():
+            entropy = -(logps.exp() * logps).sum(dim=-1)
+        return SimpleNamespace(log_probs=scored, entropy=entropy, aux_loss=None)
+
+    return call
