@@ -136,7 +136,7 @@ def finish_run(run: Run, trainer, samples: list[dict], metrics: dict) -> None:
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(run.folder / "adapter")
+        model.save_pretrained(run.folder / "adapter", selected_adapters=[model.active_adapter])
         model = model.merge_and_unload()
         state_dict = None
     model.save_pretrained(run.folder, state_dict=state_dict)
@@ -208,6 +208,7 @@ def _refuse_unbuilt(training_args, model_args) -> None:
 
 def _new_record(stage: str, data_args, training_args, model_args) -> dict:
     parent = model_args.model_name_or_path
+    scorer = getattr(training_args, "reward_model_name_or_path", None)
     arguments = {
         "data": dataclasses.asdict(data_args),
         "training": training_args.to_dict(),
@@ -223,6 +224,7 @@ def _new_record(stage: str, data_args, training_args, model_args) -> dict:
         "processes": PartialState().num_processes,
         "versions": {"fourstage": version("fourstage"), **{name: version(name) for name in _LIBRARIES}},
         "parent": {"path": parent, "sha256": weights_hash(parent)} if parent else None,
+        "reward_model": {"path": scorer, "sha256": weights_hash(scorer)} if scorer else None,
         "data": None,
         "arguments": json.loads(_redact(json.dumps(arguments, default=str))),
     }
@@ -254,7 +256,7 @@ def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | 
 
 def _identity(record: dict) -> dict:
     flat = {f: v for group in record["arguments"].values() for f, v in group.items() if not _NOT_IDENTITY.match(f)}
-    return {"stage": record["stage"], "parent": record["parent"], **flat}
+    return {**{key: record.get(key) for key in ("stage", "parent", "reward_model")}, **flat}
 
 
 def _differences(old: dict, new: dict) -> list[str]:

@@ -74,6 +74,14 @@ def load_preferences(data_args, seed: int) -> tuple[Rows, Rows]:
     return train.remove_columns(unused), test.remove_columns(unused)
 
 
+def load_prompts(data_args, seed: int) -> tuple[Rows, Rows]:
+    """Prompts to train on and held out: `prompt` as turns, and every other column for the reward functions.
+
+    Reads the rows of any stage (`rows.prompt_row`). No prompt is on both sides.
+    """
+    return _load(data_args, "ppo", seed, rows.prompt_row)
+
+
 def held_out_rows(stage: str, dataset_name: str | None, data_args, seed: int, text_field: str = "text") -> Rows:
     """What to measure on: the test split of `dataset_name`, or all of it, if it is given; else the part that a run
     with `data_args` and `seed` held out."""
@@ -139,7 +147,7 @@ def _load(data_args, stage: str, seed: int, convert: rows.Convert) -> tuple[Rows
             train, test = _split_long_document(train, data_args.test_split_size)
         parts.append((train, test))
     undivided = [train for train, test in parts if test is None]
-    key = "prompt" if stage == "reward" else None
+    key = "prompt" if stage in ("reward", "ppo") else None
     divided = iter(hold_out(undivided, data_args.test_split_size, seed, key) if undivided else [])
     parts = [next(divided) if test is None else (train, test) for train, test in parts]
     train, test = parts[0]
@@ -285,7 +293,7 @@ def _first_problem(file: Path) -> str | None:
 
 def _convert(data: Rows, convert: rows.Convert, stage: str, name: str) -> Rows:
     """Applies `convert` to every row; rows it leaves out are counted by reason where the data has a length."""
-    features, left_out = _FEATURES[stage], Counter()
+    features, left_out = _FEATURES.get(stage) or _prompt_features(data), Counter()
 
     def convert_batch(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
         converted = []
@@ -315,6 +323,13 @@ def _convert(data: Rows, convert: rows.Convert, stage: str, name: str) -> Rows:
         why = "have empty texts" if "empty" in left_out else f"are {' or '.join(left_out)}"
         raise ValueError(f"{name}: all rows {why}, there is nothing to train on; choose other data")
     return data
+
+
+def _prompt_features(data: Rows) -> Features:
+    """Prompts as turns, the columns that rewards may need as they are."""
+    found = data.features or Dataset.from_list(list(data.take(_STREAM_CHECKED))).features
+    kept = {n: kind for n, kind in found.items() if n not in rows.ASKING_COLUMNS + rows.ANSWERED_COLUMNS}
+    return Features({"prompt": _TURNS, **kept})
 
 
 def hold_out(parts: Sequence[Rows], share: float, seed: int, key: str | None = None) -> list[tuple[Rows, Rows]]:

@@ -1,9 +1,11 @@
 """What a person sees while a stage runs: one bar, one line per log, one screen at the end."""
 
+import json
 import time
 import warnings
+from pathlib import Path
 
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 _SHOWN = {
     "loss": "loss {:.3f}",
@@ -11,6 +13,14 @@ _SHOWN = {
     "eval_bits_per_byte": "bits per byte {:.3f}",
     "eval_mean_token_accuracy": "token accuracy {:.1%}",
     "eval_accuracy": "held-out pairs right {:.1%}",
+    "objective/scores": "score {:.3f}",
+    "objective/kl": "KL {:.2f}",
+    "rewards/gold/mean": "gold {:.3f}",
+    "val/explained_variance": "critic explains {:.0%}",
+    "val/eos_ratio": "ended {:.0%}",
+    "eval_objective/scores": "held-out score {:.3f}",
+    "eval_objective/kl": "held-out KL {:.2f}",
+    "eval_rewards/gold/mean": "held-out gold {:.3f}",
     "grad_norm": "gradient {:.2f}",
     "learning_rate": "rate {:.1e}",
 }
@@ -38,6 +48,33 @@ class StageProgress(ProgressCallback):
 
     def tokens_per_second(self, state) -> float:
         return (state.num_input_tokens_seen - self._tokens_before) / max(time.monotonic() - self._since, 1e-9)
+
+
+class WriteCompletions(TrainerCallback):
+    """Appends some sampled answers, with every reward, to a file at each log: what the policy says as it changes.
+
+    A resumed run takes away the lines after its checkpoint first. `trainer` is TRL's GRPOTrainer or based on it.
+    """
+
+    def __init__(self, trainer, file: Path, answers: int = 4):
+        self.samples, self.file, self.answers = trainer._logs, file, answers
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and self.file.exists():
+            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["step"] < state.global_step]
+            self.file.write_text("".join(kept), encoding="utf-8")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not any(key.endswith("objective/scores") for key in logs or {}):
+            return
+        held_out = any(key.startswith("eval_") for key in logs)
+        prompts, answers, rewards = (list(self.samples[key]) for key in ("prompt", "completion", "rewards"))
+        with self.file.open("a", encoding="utf-8") as out:
+            for i in range(min(self.answers, len(prompts))):
+                scores = {name: self.samples["rewards"][name][i] for name in rewards}
+                row = {"step": state.global_step, "held_out": held_out, "prompt": prompts[i], "completion": answers[i]}
+                out.write(json.dumps(row | {"rewards": scores}, ensure_ascii=False) + "\n")
 
 
 def show_progress(trainer) -> None:

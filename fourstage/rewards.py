@@ -19,6 +19,45 @@ from transformers import (
 from trl.data_utils import is_conversational
 from trl.trainer.utils import is_async_callable
 
+from fourstage.artifact import check_parent
+
+
+def load_rewards(args) -> list[str | Callable]:
+    """The reward sources that a run names: its reward model, its functions and, with weight 0, the one only reported.
+
+    Sets `args.reward_weights`, one each. `args` has reward_model_name_or_path, reward_funcs, gold_func, reward_weights.
+    Raises:
+        ValueError: if there is none, one cannot be found, or the number of weights is another.
+    """
+    sources: list[str | Callable] = [load_reward_func(name) for name in args.reward_funcs or []]
+    if args.reward_model_name_or_path:
+        check_parent(args.reward_model_name_or_path)
+        _check_labels(
+            AutoConfig.from_pretrained(args.reward_model_name_or_path).num_labels,
+            f"reward_model_name_or_path={args.reward_model_name_or_path}",
+        )
+        sources.insert(0, args.reward_model_name_or_path)
+    if not sources:
+        raise ValueError("nothing rewards: give reward_model_name_or_path, such as runs/reward, or reward_funcs")
+    weights = args.reward_weights or [1.0] * len(sources)
+    if len(weights) != len(sources):
+        raise ValueError(
+            f"reward_weights={weights} must be {len(sources)}: the reward model's, if there is one, then the functions'"
+        )
+    if args.gold_func:
+        gold = load_reward_func(args.gold_func)
+        sources.append(_named("gold", gold))
+        weights = [*weights, 0.0]
+    args.reward_weights = weights
+    return sources
+
+
+def _named(name: str, function: Callable) -> Callable:
+    """The same function under another name, by which its rewards are reported."""
+    renamed = checked(function)
+    renamed.__name__ = name
+    return renamed
+
 
 def load_reward_func(name: str) -> Callable:
     """The reward function of a dotted path, such as `my_package.rewards.politeness`.

@@ -71,6 +71,48 @@ def preference_row(row: Mapping) -> dict | str:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "margin": _margin(row), "kind": _kind(row)}
 
 
+# Columns that say what to answer, or one answer to it: `prompt` takes their place. Others are kept for the rewards.
+ASKING_COLUMNS = ("prompt", "messages", "conversations", "system", "instruction", "input", "question")
+ANSWERED_COLUMNS = ("chosen", "rejected", "margin", "completion", "output")
+
+
+def prompt_row(row: Mapping) -> dict | None:
+    """`{"prompt": [...]}`, turns that end with the user's, and every column that may be for a reward function.
+
+    Reads the rows of every other stage: what is asked in `prompt`, `instruction` + `input` or `question`, or the turns
+    before the first answer of `messages` or `conversations`. Their answers are left away, `answer` is kept.
+
+    Example: {"question": "2 + 2?", "answer": "4"} -> {"prompt": [{"role": "user", "content": "2 + 2?"}], "answer": "4"}
+    Returns:
+        None where nothing is asked.
+    Raises:
+        ValueError: naming the columns found if none asks anything, or a prompt that does not end with the user's turn.
+    """
+    prompt = _asked(row)
+    if not prompt or not prompt[-1]["content"].strip():
+        return None
+    if prompt[-1]["role"] != "user":
+        raise ValueError(f"the prompt ends with the {prompt[-1]['role']}'s turn; it must end with the user's")
+    kept = {name: value for name, value in row.items() if name not in ASKING_COLUMNS + ANSWERED_COLUMNS}
+    return {"prompt": prompt, **kept}
+
+
+def _asked(row: Mapping) -> list[dict]:
+    if row.get("prompt") is None and row.get("chosen") is not None and row.get("rejected") is not None:
+        return _preference_turns(row)[0]
+    for column in ("prompt", "question"):
+        if row.get(column) is not None:
+            return _as_turns(row[column], "user")
+    if row.get("instruction") is not None:
+        return _instruction(row)
+    if any(row.get(column) is not None for column in ("messages", "conversations")):
+        return _turns(row)[0]
+    raise ValueError(
+        f"columns {sorted(key for key, value in row.items() if value is not None)} ask nothing; want prompt, messages, "
+        "conversations, instruction or question"
+    )
+
+
 def _preference_turns(row: Mapping) -> tuple[list[dict], list[dict], list[dict]]:
     asked = next((key for key in ("prompt", "instruction", "question") if row.get(key) is not None), None)
     if "chosen" in row and "rejected" in row:

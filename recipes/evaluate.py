@@ -48,6 +48,10 @@ def main(args: argparse.Namespace) -> None:
     check_parent(args.model)
     record = read_record(args.model)
     stage = args.stage or (record["stage"] if record else None)
+    if stage == "ppo":  # its data are prompts alone
+        stage = "sft"
+        if not args.dataset_name:
+            raise ValueError(f"{args.model} learned from prompts without answers; name rows with --dataset_name")
     if stage is None:
         raise ValueError(f"{args.model} has no run.json; say what to measure with --stage pretrain, sft or reward")
     if not (args.dataset_name or record):

@@ -14,10 +14,9 @@ from transformers import (
 from fourstage.ppo import PPOConfig, PPOTrainer
 
 LETTERS = "abcde"
-TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'][0] }}>{{ m['content'] }}{% if m['role'] == 'assistant' %}<eos>{% endif %}"
-)
-TEMPLATE += "{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+TEMPLATE = "{% for m in messages %}<{{ m['role'][0] }}>{{ m['content'] }}"
+TEMPLATE += "{% if m['role'] == 'assistant' %}<eos>{% endif %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+VOCABULARY = 5 + len(LETTERS)
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -32,7 +31,7 @@ def char_tokenizer(letters=LETTERS):
     return tokenizer
 
 
-def llama_config(vocab_size=5 + len(LETTERS), **more):
+def llama_config(vocab_size=VOCABULARY, **more):
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     return LlamaConfig(vocab_size=vocab_size, max_position_embeddings=64, initializer_range=0.2, **SIZES, **ids, **more)
 
@@ -42,7 +41,7 @@ def tiny_policy(seed=0):
     return LlamaForCausalLM(llama_config())
 
 
-def tiny_reward_model(seed=1, vocab_size=5 + len(LETTERS)):
+def tiny_reward_model(seed=1, vocab_size=VOCABULARY):
     set_seed(seed)
     return LlamaForSequenceClassification(llama_config(vocab_size, num_labels=1))
 

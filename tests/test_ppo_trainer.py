@@ -299,9 +299,10 @@ def test_what_cannot_be_scored_is_in_no_mean_and_no_gradient(tmp_path):
 
 
 def test_clipped_scores(tmp_path):
-    trainer = ppo_trainer(
-        tmp_path, reward=lambda completions, **_: [50.0] * len(completions), reward_clip_range=[-1, 2]
-    )
+    def fifty(completions, **kwargs):
+        return [50.0] * len(completions)
+
+    trainer = ppo_trainer(tmp_path, reward=fifty, reward_clip_range=[-1, 2])
     assert {float(row["scores"]) for row in rows_of(rollout(trainer))} == {2.0}
 
 

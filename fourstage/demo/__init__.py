@@ -57,8 +57,8 @@ CURT = ("{}", "{} That is all.", "{} Next.")
 
 
 def demo_rows(stage: str) -> tuple[list[dict], list[dict]]:
-    """(training rows, held-out rows) for `pretrain` (column text), `sft` (columns prompt and completion) or `reward`
-    (columns prompt, chosen, rejected and kind).
+    """(training rows, held-out rows) for `pretrain` (column text), `sft` (columns prompt and completion) `reward`
+    (columns prompt, chosen, rejected and kind) or `ppo` (column prompt).
 
     Raises:
         ValueError: for a stage that has no embedded data.
@@ -67,6 +67,7 @@ def demo_rows(stage: str) -> tuple[list[dict], list[dict]]:
         "pretrain": (_document, 3_000, 100),
         "sft": (_conversation, 1_200, 100),
         "reward": (_preference, 1_600, 200),
+        "ppo": (_prompt, 1_600, 100),
     }
     if stage not in makers:
         raise ValueError(f"fourstage/demo has no data for {stage!r}; it has {', '.join(makers)}")
@@ -156,3 +157,8 @@ def _preference(chance: random.Random) -> dict:
         rejected = rejected.replace("{}", answer)
     sides = {"chosen": polite.replace("{}", answer), "rejected": rejected}
     return {**row, **{name: [{"role": "assistant", "content": text}] for name, text in sides.items()}, "kind": kind}
+
+
+def _prompt(chance: random.Random) -> dict:
+    row = _preference(chance)
+    return {name: row[name] for name in ("prompt", "recall") if name in row}

@@ -77,6 +77,42 @@ class PPOConfig(GRPOConfig):
         return batch if self.num_generations == 1 else self.num_generations
 
 
+@dataclass
+class PPORunConfig(PPOConfig):
+    """What recipes/ppo.py adds: where the rewards come from, and how a run is kept and watched."""
+
+    output_dir: str | None = option("runs/ppo", "The run folder: everything the stage leaves is in it.")
+    resume_from_checkpoint: str | None = option(
+        "auto", "auto: go on where a run with the same settings was cut off; or the path of a checkpoint."
+    )
+    reward_model_name_or_path: str | None = option(None, "Reward model: a folder such as runs/reward, or a Hub id.")
+    reward_funcs: list[str] | None = option(
+        None, "Reward functions, by dotted path: called as TRL's are, with the columns of the data as lists."
+    )
+    gold_func: str | None = option(
+        None, "A reward function that is only reported, never trained on: it shows when the reward is gamed."
+    )
+    value_model_name_or_path: str | None = option(
+        None, "Critic: value/ of an earlier run or a classifier with one label. Default: a copy of the reward model."
+    )
+    overlong: str = option("drop", "Prompts that leave no room for max_completion_length: drop (counted) or error.")
+    max_completion_length: int | None = option(128, "Longest completion in tokens.")
+    max_eval_rows: int = option(64, "Held-out prompts that an evaluation answers.")
+    learning_rate: float = option(
+        1e-5, "Peak learning rate of the policy. Random weights trained here: 1e-4; 1B and more: 1e-6; LoRA: 1e-4."
+    )
+    eval_strategy: str = option("steps", "no, steps or epoch.")
+    eval_steps: float | None = option(0.25, "Steps between evaluations, or a share of all steps if below 1.")
+    eval_on_start: bool = option(True, "Measure the starting weights too.")
+    save_steps: float = option(0.1, "Steps between checkpoints, or a share of all steps if below 1.")
+    save_total_limit: int | None = option(1, "Checkpoints kept.")
+
+    def __post_init__(self):
+        if self.overlong not in ("drop", "error"):
+            raise ValueError(f"overlong={self.overlong!r} must be drop or error")
+        super().__post_init__()
+
+
 _ALLOWED: dict[str, tuple[tuple, str]] = {
     "kl_estimator": (("k1", "k3"), "k1 is the gradient of the reverse KL"),
     "loss_type": (("dapo", "bnpo", "grpo", "dr_grpo"), "the others do not use advantages per token"),

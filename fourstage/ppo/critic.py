@@ -184,6 +184,6 @@ def prepare_critic(critic: Critic, device: torch.device, args) -> None:
     """Dropout off, on the device, gradient checkpointing as the policy's."""
     if args.disable_dropout:
         disable_dropout_in_model(critic)
-    critic.to(device).train(bool(args.gradient_checkpointing))
-    if args.gradient_checkpointing and critic._policy[0] is None:
-        critic.backbone.gradient_checkpointing_enable()
+    critic.to(device).train(bool(args.activation_checkpointing))
+    if args.activation_checkpointing and critic._policy[0] is None:
+        critic.backbone.activation_checkpointing_enable()

@@ -1,0 +1,74 @@
+"""Stage 3, second half, RLHF: a tuned model, prompts and rewards -> a model whose answers are preferred.
+
+    accelerate launch recipes/ppo.py --model_name_or_path runs/sft --dataset_name DATA \\
+        --reward_model_name_or_path runs/reward
+    accelerate launch recipes/ppo.py --model_name_or_path runs/sft --dataset_name DATA --reward_funcs package.function
+
+Without arguments it tunes the embedded assistant to be polite. The data are prompts, or rows of any stage, whose
+answers are left away. A penalty of --beta on the distance from the starting model keeps it from gaming the reward.
+"""
+
+from fourstage.arguments import DataArguments, ModelArguments, parse
+from fourstage.ppo.config import PPORunConfig
+
+
+def main(data_args: DataArguments, training_args: PPORunConfig, model_args: ModelArguments) -> None:
+    from transformers import set_seed
+
+    from fourstage.artifact import CleanRun, finish_run, record_data, start_run
+    from fourstage.data import describe, drop_overlong, fingerprint, load_prompts
+    from fourstage.launch import check_launch
+    from fourstage.metrics import answer_questions
+    from fourstage.model import adapter_config, load_causal_lm, load_tokenizer
+    from fourstage.ppo import PPOTrainer
+    from fourstage.ppo.checks import prompt_ids
+    from fourstage.progress import WriteCompletions, show_progress, show_summary
+    from fourstage.rewards import load_rewards
+
+    check_launch(training_args)
+    if not model_args.model_name_or_path:
+        raise ValueError("model_name_or_path is missing: the model to tune, such as runs/sft or a Hub id")
+    tokenizer = load_tokenizer(model_args, chats=True)  # before the run folder: a missing parent leaves nothing behind
+    rewards = load_rewards(training_args)
+    set_seed(training_args.seed)
+    run = start_run("ppo", data_args, training_args, model_args)
+
+    train, test = load_prompts(data_args, training_args.seed)
+    record_data(run, {"train": fingerprint(train), "test": fingerprint(test)})
+    print(f"data: {describe(train)} to train on, {describe(test)} held out")
+
+    model = load_causal_lm(model_args, tokenizer)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", 1024)
+    room = context - training_args.max_completion_length
+
+    def count_tokens(row: dict) -> int:
+        return len(prompt_ids(tokenizer, row["prompt"]))
+
+    train = drop_overlong(train, count_tokens, room, training_args.overlong, "train")
+    test = drop_overlong(test, count_tokens, room, training_args.overlong, "held-out")
+    trainer = PPOTrainer(
+        model=model,
+        reward_funcs=rewards,
+        args=training_args,
+        value_model=training_args.value_model_name_or_path,
+        train_dataset=train,
+        eval_dataset=test.take(training_args.max_eval_rows),
+        processing_class=tokenizer,
+        peft_config=adapter_config(model_args, model, tokenizer, continues_text=False),
+    )
+    trainer.add_callback(CleanRun)
+    trainer.add_callback(WriteCompletions(trainer, run.folder / "completions.jsonl"))
+    show_progress(trainer)
+    result = trainer.train(resume_from_checkpoint=run.checkpoint)
+
+    metrics = {**result.metrics, **trainer.evaluate()}
+    samples = answer_questions(trainer.model, tokenizer)
+    if run.is_main and training_args.save_value_model:
+        trainer.value_model.save(run.folder / "value")
+    finish_run(run, trainer, samples, metrics)
+    show_summary("ppo", run, metrics, samples)
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main(*parse(__file__, DataArguments, PPORunConfig, ModelArguments))
