@@ -17,7 +17,10 @@ from ppo_helpers import (
 )
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
-LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+
+def lora():
+    """New each time: PEFT writes the names of the layers it found into it."""
+    return LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 @torch.no_grad()
@@ -223,7 +226,7 @@ def test_the_models_own_sampling_settings_are_ignored_and_kept(tmp_path, capsys)
 
 
 def test_adapters_share_a_base_that_stays(tmp_path):
-    trainer = ppo_trainer(tmp_path, peft_config=LORA, learning_rate=1e-2, gradient_checkpointing=True)
+    trainer = ppo_trainer(tmp_path, peft_config=lora(), learning_rate=1e-2, gradient_checkpointing=True)
     assert trainer.ref_model is None
     before = policy_weights(trainer)
     trainer.train()
@@ -238,7 +241,7 @@ def test_adapters_share_a_base_that_stays(tmp_path):
 
 def test_the_critics_adapter_leaves_the_policy_alone(tmp_path):
     """A critic that learns fast beside a policy at rate 0: the policy's probabilities do not move."""
-    trainer = ppo_trainer(tmp_path, peft_config=LORA, learning_rate=0.0, value_learning_rate=0.05, logging_steps=1)
+    trainer = ppo_trainer(tmp_path, peft_config=lora(), learning_rate=0.0, value_learning_rate=0.05, logging_steps=1)
     trainer.train()
     assert set(logged(trainer, "val/ratio")) == {1.0}
     losses = logged(trainer, "loss/value_avg")

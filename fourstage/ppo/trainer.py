@@ -60,6 +60,7 @@ class PPOTrainer(GRPOTrainer):
         reward_funcs, kwargs["reward_processing_classes"] = prepare_rewards(
             reward_funcs, kwargs.get("reward_processing_classes"), kwargs.get("train_dataset")
         )
+        value_peft_config = copy.deepcopy(value_peft_config)  # PEFT writes into the policy's, which may be the same one
         # GRPO loads the reference from the policy's path, which a model built in memory has not: a copy is made below.
         adapters = kwargs.get("peft_config") is not None or is_peft_model(model)
         beta, args.beta = args.beta, args.beta if adapters else 0.0
