@@ -85,7 +85,7 @@ def load_prompts(data_args, seed: int) -> tuple[Rows, Rows]:
 def held_out_rows(stage: str, dataset_name: str | None, data_args, seed: int, text_field: str = "text") -> Rows:
     """What to measure on: the test split of `dataset_name`, or all of it, if it is given; else the part that a run
     with `data_args` and `seed` held out."""
-    formats = {"sft": rows.conversation_row, "reward": rows.preference_row}
+    formats = {"sft": rows.conversation_row, "reward": rows.preference_row, "ppo": rows.prompt_row}
     convert = (formats | {"pretrain": lambda row: rows.text_row(row, text_field)})[stage]
     if not dataset_name:
         return _load(data_args, stage, seed, convert)[1]

@@ -139,8 +139,8 @@ def preference_report(
 def describe_report(report: Mapping) -> str:
     """For people: the report in a few lines."""
 
-    def share(name: str) -> str:
-        return f"{100 * report[name]:.1f} % ± {100 * report[f'{name}_stderr']:.1f}"
+    def share(name: str, unit: str = "%") -> str:
+        return f"{100 * report[name]:.1f} {unit} ± {100 * report[f'{name}_stderr']:.1f}"
 
     lines = [
         f"{report['reward_pairs']:,} held-out pairs of {report['reward_prompts']:,} prompts: "
@@ -149,7 +149,7 @@ def describe_report(report: Mapping) -> str:
         f"calibration error {report['reward_calibration_error']:.3f}, log loss {report['reward_log_loss']:.3f} "
         f"(of a coin: {math.log(2):.3f})",
         f"  length alone ({report['length_baseline']}): {share('length_baseline_accuracy')} right; "
-        f"the model is {share('above_length_baseline')} above",
+        f"the model is {share('above_length_baseline', 'points')} above",
     ]
     kinds = [name.removeprefix("pairs/") for name in report if name.startswith("pairs/")]
     lines += [f"  {kind}: {report[f'accuracy/{kind}']:.1%} of {report[f'pairs/{kind}']:,} right" for kind in kinds]

@@ -62,10 +62,10 @@ def environment(**more):
     return {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), **more}
 
 
-def run_program(*command, ok=True, **env):
+def run_program(*command, ok=True, timeout=280, **env):
     """Runs a command from the repository's root and returns it; by default it has to succeed."""
     done = subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=280
+        list(map(str, command)), cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=timeout
     )
     assert (done.returncode == 0) is ok, done.stdout[-3000:] + done.stderr[-6000:]
     return done
