@@ -1,6 +1,6 @@
 """RLHF on real preferences: does an assistant become polite, and does it stay as good at answering?
 
-    python benchmarks/ppo_politeness.py --dataset_name instructions --prompts pairs --models runs/sft runs/ppo runs/ppo-1
+    python benchmarks/ppo_politeness.py --dataset_name DATA --prompts PAIRS --models runs/sft runs/ppo-0 runs/ppo-1
 
 For every model: the share of polite answers to the prompts, sampled at temperature 1 and greedy, with standard errors;
 the share that ends; the nats per token of the reference answers of `--dataset_name` (its held-out part). The pairs are

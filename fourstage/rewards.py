@@ -19,6 +19,7 @@ from transformers import (
 from trl.data_utils import is_conversational
 from trl.trainer.utils import is_async_callable
 
+from fourstage import verifiers
 from fourstage.artifact import check_parent
 
 
@@ -60,7 +61,7 @@ def _named(name: str, function: Callable) -> Callable:
 
 
 def load_reward_func(name: str) -> Callable:
-    """The reward function of a dotted path, such as `my_package.rewards.politeness`.
+    """The reward function called `name`: one of `fourstage.verifiers`, or a dotted path such as `package.politeness`.
 
     It is called as TRL's reward functions are: with `prompts`, `completions`, `completion_ids` and the columns of the
     data as keyword lists; it returns one number a completion, or None for one that it cannot score.
@@ -68,8 +69,14 @@ def load_reward_func(name: str) -> Callable:
         ValueError: if there is no such module or function.
     """
     module, _, attribute = name.rpartition(".")
+    if not module:
+        if name not in verifiers.__all__:
+            raise ValueError(
+                f"reward function {name!r} is unknown; want {', '.join(verifiers.__all__)} or a dotted path"
+            )
+        return getattr(verifiers, name)
     try:
-        function = getattr(importlib.import_module(module), attribute) if module else None
+        function = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise ValueError(
             f"reward function {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?"

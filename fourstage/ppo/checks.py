@@ -57,7 +57,8 @@ def check_head(trainer) -> None:
     """Raises ValueError if TRL's fused output head gives other probabilities than the policy: on the first prompt."""
     prompt = next(iter(trainer.train_dataset))["prompt"]
     ids = torch.tensor([prompt_ids(trainer.processing_class, prompt, trainer.chat_template_kwargs)])
-    ids = ids.to(trainer.accelerator.device).repeat(1, 2)  # a prompt may be one token long
+    ids = ids.to(trainer.accelerator.device)
+    ids = ids if ids.size(1) > 1 else ids.repeat(1, 2)  # a prompt may be one token long
     complete_tied_head(trainer.model)
     check_head_on(trainer.model.eval(), labels=ids, temperature=trainer.temperature, input_ids=ids)
     trainer.model.train()

@@ -87,7 +87,7 @@ class PPORunConfig(PPOConfig):
     )
     reward_model_name_or_path: str | None = option(None, "Reward model: a folder such as runs/reward, or a Hub id.")
     reward_funcs: list[str] | None = option(
-        None, "Reward functions, by dotted path: called as TRL's are, with the columns of the data as lists."
+        None, "Reward functions: names in fourstage.verifiers, or dotted paths of functions that are called as TRL's."
     )
     gold_func: str | None = option(
         None, "A reward function that is only reported, never trained on: it shows when the reward is gamed."

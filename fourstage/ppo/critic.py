@@ -140,13 +140,13 @@ def same_vocabulary(one, other) -> bool:
     return one.get_vocab() == other.get_vocab()
 
 
-def build_critic(policy, value_model, reward_models: list, tokenizers: list, tokenizer, peft_config) -> Critic:
+def build_critic(policy, value_model, scorers: list[tuple], tokenizer, peft_config) -> Critic:
     """The critic of a run, first match: the given one; an adapter beside the policy's; a copy of the only reward model
     if its vocabulary is the policy's; the policy's backbone with a head of zeros.
 
     Args:
-        policy: unwrapped. value_model: None, a name, or a sequence classifier. reward_models, tokenizers: those among
-        the reward functions, with theirs. peft_config: adapters for a critic that is no adapter itself.
+        policy: unwrapped. value_model: None, a name, or a sequence classifier. scorers: (reward model, its tokenizer)
+        among the reward functions. tokenizer: the policy's. peft_config: adapters for a critic that is none itself.
     """
     if value_model is None and is_peft_model(policy):
         return adapter_critic(policy)
@@ -154,8 +154,8 @@ def build_critic(policy, value_model, reward_models: list, tokenizers: list, tok
         critic = load_critic(value_model)
     elif value_model is not None:
         critic = classifier_critic(value_model)
-    elif len(reward_models) == 1 and same_vocabulary(tokenizers[0], tokenizer):
-        critic = classifier_critic(copy.deepcopy(reward_models[0]))
+    elif len(scorers) == 1 and same_vocabulary(scorers[0][1], tokenizer):
+        critic = classifier_critic(copy.deepcopy(scorers[0][0]))
     else:
         critic = policy_critic(policy.get_base_model() if is_peft_model(policy) else policy)
     _check_vocabulary(critic, tokenizer)

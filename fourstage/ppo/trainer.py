@@ -79,15 +79,8 @@ class PPOTrainer(GRPOTrainer):
         ignored = ignored_sampling_fields(_base(policy))
         if ignored and self.accelerator.is_main_process:
             print(f"rollouts ignore these fields of the policy's generation_config: {ignored}")
-        models = [
-            (m, t)
-            for m, t in zip(self.reward_funcs, self.reward_processing_classes, strict=True)
-            if isinstance(m, nn.Module)
-        ]
-        scorers = [self.accelerator.unwrap_model(m) for m, _ in models]
-        self._critic = [  # in a list: no part of the policy, which is what gets saved and wrapped
-            build_critic(policy, value_model, scorers, [t for _, t in models], self._tokenizer, value_peft_config)
-        ]
+        # In a list: no part of the policy, which is what gets saved and wrapped.
+        self._critic = [self._build_critic(policy, value_model, value_peft_config)]
         prepare_critic(self.value_model, self.accelerator.device, args)
         self._value_parameters = self.value_model.trained()
         kind, options = self.get_optimizer_cls_and_kwargs(args)
@@ -99,6 +92,11 @@ class PPOTrainer(GRPOTrainer):
     def value_model(self) -> nn.Module:
         """The critic."""
         return self._critic[0]
+
+    def _build_critic(self, policy: PreTrainedModel, value_model, value_peft_config) -> nn.Module:
+        pairs = zip(self.reward_funcs, self.reward_processing_classes, strict=True)
+        scorers = [(self.accelerator.unwrap_model(m), t) for m, t in pairs if isinstance(m, nn.Module)]
+        return build_critic(policy, value_model, scorers, self._tokenizer, value_peft_config)
 
     def _frozen_copy(self, policy: PreTrainedModel) -> nn.Module:
         """The policy as it is now, prepared as GRPO prepares its reference."""
