@@ -65,7 +65,7 @@ def demo_rows(stage: str) -> tuple[list[dict], list[dict]]:
     """
     makers = {
         "pretrain": (_document, 3_000, 100),
-        "sft": (_conversation, 1_200, 100),
+        "sft": (_demonstration, 1_800, 100),
         "reward": (_preference, 1_600, 200),
         "ppo": (_prompt, 1_600, 100),
     }
@@ -139,6 +139,14 @@ def _conversation(chance: random.Random) -> dict:
         question, answer, recall = chance.choice(ASKING).format(term), DEFINITIONS[term], True
     row = {"prompt": [{"role": "user", "content": question}], "completion": [{"role": "assistant", "content": answer}]}
     return {**row, "recall": True} if recall else row
+
+
+def _demonstration(chance: random.Random) -> dict:
+    """A right answer as people write them: half of them plain, the others polite or rude, which stage 3 then settles."""
+    row = _conversation(chance)
+    style = chance.choices(("{}", chance.choice(POLITE), chance.choice(RUDE)), weights=(2, 1, 1))[0]
+    answer = style.replace("{}", row["completion"][0]["content"])
+    return {**row, "completion": [{"role": "assistant", "content": answer}]}
 
 
 def _preference(chance: random.Random) -> dict:
