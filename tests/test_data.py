@@ -481,7 +481,8 @@ def test_the_stages_own_defaults_are_used_without_arguments(monkeypatch, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "stage, training, held_out", [("pretrain", 3_000, 100), ("sft", 1_800, 100), ("reward", 1_600, 200)]
+    "stage, training, held_out",
+    [("pretrain", 3_000, 100), ("sft", 1_800, 100), ("reward", 1_600, 200), ("ppo", 1_600, 100)],
 )
 def test_the_embedded_data_is_the_same_every_time(stage, training, held_out):
     train, test = demo_rows(stage)
@@ -493,6 +494,7 @@ def test_the_embedded_data_is_the_same_every_time(stage, training, held_out):
         "pretrain": {"text"},
         "sft": {"prompt", "completion"},
         "reward": {"prompt", "chosen", "rejected", "kind"},
+        "ppo": {"prompt"},
     }
     assert set(train[0]) == columns[stage]
 
