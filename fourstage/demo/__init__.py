@@ -142,7 +142,7 @@ def _conversation(chance: random.Random) -> dict:
 
 
 def _demonstration(chance: random.Random) -> dict:
-    """A right answer as people write them: half of them plain, the others polite or rude, which stage 3 then settles."""
+    """A right answer as people write them: half are plain, the others polite or rude, which stage 3 then settles."""
     row = _conversation(chance)
     style = chance.choices(("{}", chance.choice(POLITE), chance.choice(RUDE)), weights=(2, 1, 1))[0]
     answer = style.replace("{}", row["completion"][0]["content"])
