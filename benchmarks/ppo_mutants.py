@@ -67,7 +67,7 @@ MUTANTS = (
     ),
     Mutant(
         "old log-probabilities other than the sampler's (its temperature left out)",
-        ((TRAINER, "plain_head(model, logits_to_keep, self.temperature)", "plain_head(model, logits_to_keep, 1.0)"),),
+        ((TRAINER, "plain_head(model, logits_to_keep, self.temperature,", "plain_head(model, logits_to_keep, 1.0,"),),
         NUMPY,
     ),
     Mutant("values shifted by one token", ((TRAINER, "[:, first:-1]", "[:, first + 1 :]"),), NUMPY),

@@ -40,11 +40,11 @@ def plain_head_pays(model: PreTrainedModel, tokens: int) -> bool:
     return model.device.type == "cpu" and takes_slice and small
 
 
-def plain_head(model: Callable, tokens: int, temperature: float) -> Callable[..., SimpleNamespace]:
+def plain_head(model: Callable, tokens: int, temperature: float, with_entropy: bool) -> Callable[..., SimpleNamespace]:
     """A stand-in for a model with TRL's fused head that computes logits at the last `tokens` positions alone.
 
-    It is called as GRPOTrainer calls that one, and gives `log_probs` and `entropy`, each (B, tokens), from ordinary
-    logits; 0 where a label is -100. The entropy has no gradient: it is only reported.
+    It is called as GRPOTrainer calls that one, and gives `log_probs` and, if asked for, `entropy`, each (B, tokens),
+    from ordinary logits; 0 where a label is -100. The entropy has no gradient: it is only reported.
     """
 
     def call(*, labels: Tensor, fused_lm_head: bool, **inputs) -> SimpleNamespace:
@@ -52,8 +52,10 @@ def plain_head(model: Callable, tokens: int, temperature: float) -> Callable[...
         logps = (logits if temperature == 1 else logits / temperature).log_softmax(dim=-1)
         targets = labels[:, -tokens:]
         scored = logps.gather(-1, targets.clamp(min=0)[..., None])[..., 0].masked_fill(targets == -100, 0.0)
-        with torch.no_grad():
-            entropy = -(logps.exp() * logps).sum(dim=-1)
+        entropy = None
+        if with_entropy:
+            with torch.no_grad():
+                entropy = -torch.linalg.vecdot(logps.exp(), logps)
         return SimpleNamespace(log_probs=scored, entropy=entropy, aux_loss=None)
 
     return call

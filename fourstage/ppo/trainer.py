@@ -201,7 +201,7 @@ class PPOTrainer(GRPOTrainer):
             model = functools.partial(model, **positions(base, attention_mask))
             reported_only = not (self.aux_loss_enabled or self._entropy_bonus_enabled)
             if reported_only and plain_head_pays(base, len(input_ids) * logits_to_keep):
-                model = plain_head(model, logits_to_keep, self.temperature)
+                model = plain_head(model, logits_to_keep, self.temperature, kwargs.get("compute_entropy", False))
         result = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
         )
