@@ -1,5 +1,8 @@
 """Micro-batches of a rollout: rows of like length together, and no column that only pads."""
 
+import itertools
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,24 +35,47 @@ def trimmed(batch: Batch) -> Batch:
     return {name: cut(name, value) if torch.is_tensor(value) else value for name, value in batch.items()}
 
 
-def grouped_by_length(batches: list[Batch], window: int) -> list[Batch]:
-    """The same rows in micro-batches of the same sizes, sorted by length within each `window` of them, and trimmed.
+def grouped_by_length(batches: list[Batch], window: int, same_sizes: bool) -> list[Batch]:
+    """The same rows in as many micro-batches, sorted by length within each `window` of them, and trimmed.
 
-    A window is what one optimizer step accumulates over. With a loss that is a sum over its tokens or sequences, the
-    order of rows within it changes nothing but the padding: short completions no longer wait for the longest one.
+    A window is what one optimizer step accumulates over. With a loss that is a sum over its tokens, neither the order
+    of its rows nor how many a micro-batch has changes anything but the padding: short completions no longer wait for
+    the longest one. With `same_sizes` every micro-batch keeps its number of rows, for losses that are means over them.
     """
     grouped: list[Batch] = []
     for first in range(0, len(batches), window):
         group = batches[first : first + window]
         lengths = torch.cat([batch["completion_mask"].sum(dim=1) for batch in group])
         order, size = lengths.argsort(stable=True), len(group[0]["completion_mask"])
-        rows = {
-            name: torch.cat([batch[name] for batch in group])[order]
-            if torch.is_tensor(value) and value.dim()
-            else value
-            for name, value in group[0].items()
-        }
-        for at in range(0, len(order), size):
-            part = {n: v[at : at + size] if torch.is_tensor(v) and v.dim() else v for n, v in rows.items()}
-            grouped.append(trimmed(part))
+        widths = (lengths[order] + group[0]["prompt_mask"].size(1)).tolist()
+        ends = range(size, len(widths) + 1, size) if same_sizes else cuts(widths, len(group), size * widths[-1])
+        for start, end in itertools.pairwise([0, *ends]):
+            rows = order[start:end]
+            grouped.append(trimmed({name: _rows(group, name, rows) for name in group[0]}))
     return grouped
+
+
+def _rows(group: list[Batch], name: str, rows: Tensor) -> Tensor:
+    first = group[0][name]
+    return torch.cat([batch[name] for batch in group])[rows] if torch.is_tensor(first) and first.dim() else first
+
+
+def cuts(widths: list[int], parts: int, most: int) -> list[int]:
+    """Where to cut rows, sorted by width, into `parts`, so that all parts padded to their widest row are least in sum.
+
+    No part gets larger than `most`, rows times width: memory stays what it was. The ends of the parts are returned.
+
+    Example: widths [1, 1, 1, 9], 2 parts, most 18 -> [3, 4]: 3 x 1 + 1 x 9 = 12 instead of 2 x 1 + 2 x 9 = 20.
+    """
+    n, width = len(widths), np.array([0, *widths])
+    size = (np.arange(n + 1)[None, :] - np.arange(n + 1)[:, None]) * width[None, :]  # of a part, by start and end
+    size = np.where((size > 0) & (size <= most), size, np.inf)
+    best, starts = np.where(np.arange(n + 1) == 0, 0.0, np.inf), []
+    for _ in range(parts):
+        total = best[:, None] + size
+        starts.append(total.argmin(axis=0))
+        best = total.min(axis=0)
+    ends = [n]
+    for start in reversed(starts[1:]):
+        ends.insert(0, int(start[ends[0]]))
+    return ends

@@ -146,7 +146,7 @@ class PPOTrainer(GRPOTrainer):
         # last bit as long as the weights are.
         batches = self._buffered_inputs
         if self.loss_type != "bnpo":  # whose mean over a micro-batch depends on the rows in it
-            batches = grouped_by_length(batches, self.args.gradient_accumulation_steps)
+            batches = grouped_by_length(batches, self.args.gradient_accumulation_steps, self.loss_type != "dapo")
         self._buffered_inputs = self._with_advantages(batches, "train")
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
