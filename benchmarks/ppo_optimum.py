@@ -33,7 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from fourstage.ppo import PPOConfig, PPOTrainer
 
 LENGTH = 6
-TREE = {"beta": 0.1, "learning_rate": 3e-3, "updates": 150}
+TREE = {"beta": 0.1, "learning_rate": 1e-3, "updates": 400}
 LETTERS = {"beta": 0.05, "learning_rate": 1e-3, "updates": 150}
 
 

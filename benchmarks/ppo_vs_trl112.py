@@ -2,7 +2,7 @@
 
     pip install --no-deps --target trl112 trl==1.12.0
     python benchmarks/ppo_vs_trl112.py speed --old trl112 --sizes 1M 10M --pairs 5
-    python benchmarks/ppo_vs_trl112.py reward --old trl112 --seeds 0 1 2
+    python benchmarks/ppo_vs_trl112.py reward --old trl112 --seeds 0 1 2 --updates 80 --learning_rate 1e-3
 
 Both sides run as processes of their own, one after the other, in turn: same model, same reward model and critic, same
 prompts, batch, passes and lengths, float32, no gradient checkpointing. An update is 64 completions of at most 64 tokens
@@ -231,15 +231,20 @@ def compare_speed(args: argparse.Namespace) -> None:
 
 
 def compare_reward(args: argparse.Namespace) -> None:
-    """Mean score and KL of the last quarter of the updates, and the score that the old side had at the new one's KL."""
+    """Score of both sides at the same KL, the smaller of their last ones, and what they maximise, at the end."""
     for seed in args.seeds:
-        row: dict = {"seed": seed}
-        for side in ("new", "old"):
-            history = run(side, args, "50K", "quarter", seed)["history"]
-            last = history[-len(history) // 4 :]
-            row[side] = {name: statistics.mean(h[name] for h in last) for name in last[0]}
-            row[f"{side}_curve"] = [[round(h["kl"], 3), round(h["scores"], 3)] for h in history]
-        print(json.dumps(row), flush=True)
+        curves = {side: run(side, args, "50K", "quarter", seed)["history"] for side in ("new", "old")}
+        last = {side: curve[-len(curve) // 5 :] for side, curve in curves.items()}
+        mean = {side: {k: statistics.mean(h[k] for h in part) for k in part[0]} for side, part in last.items()}
+        kl = min(mean["new"]["kl"], mean["old"]["kl"])
+        row = {"seed": seed, "kl": kl, "score_at_kl": {side: score_at(curve, kl) for side, curve in curves.items()}}
+        print(json.dumps(row | {"last": mean}), flush=True)
+
+
+def score_at(history: list[dict], kl: float) -> float:
+    """The score at a KL: curves of one run are noisy, so a mean over the nine updates with the nearest KL."""
+    nearest = sorted(history, key=lambda h: abs(h["kl"] - kl))[:9]
+    return statistics.mean(h["scores"] for h in nearest)
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ def test_every_mutant_is_killed():
 
 
 def test_the_best_policy_is_nearly_reached_and_never_passed():
-    """A third of the updates that the benchmark makes, on one seed: from half of the optimum to most of it."""
-    done = run_program("python", ROOT / "benchmarks" / "ppo_optimum.py", "--seeds", "1", "--updates", "100")
+    """A quarter of the updates that the benchmark makes, on one seed: from some of the optimum to most of it."""
+    done = run_program("python", ROOT / "benchmarks" / "ppo_optimum.py", "--seeds", "1", "--updates", "100", "--learning_rate", "3e-3")
     row = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"seed"'))
     assert row["J_start"] < 0.65 * row["J_star"]
     assert 0.9 * row["J_star"] < row["J"] <= row["J_star"] + 1e-6
