@@ -159,9 +159,8 @@ class PPOTrainer(GRPOTrainer):
             logps = batch["old_per_token_logps"] = self._logps(self.model, batch)
             with self.value_model.active():
                 batch["values"] = self._values(batch).masked_fill(~mask, 0.0)
-            kls.append(
-                F.per_token_kl(logps, self._ref_logps(batch), mask, args.kl_estimator) if args.beta else 0 * mask
-            )
+            ref_logps = self._ref_logps(batch) if args.beta else logps
+            kls.append(F.per_token_kl(logps, ref_logps, mask, args.kl_estimator))
             scores = batch["scores"] = batch["scores"] - self._eos_penalty(batch, mask)
             rewards.append(F.shaped_rewards(scores, kls[-1], mask, args.beta))
         if args.whiten_rewards:
