@@ -62,9 +62,10 @@ def build(size: str, workload: str, seed: int) -> tuple:
         policy.lm_head.weight[:, 0] = 0.0
         hidden = policy.model(**tokenizer(prompts[:64], return_tensors="pt")).last_hidden_state.flatten(0, 1)
         others = torch.logsumexp(policy.lm_head(hidden)[:, 3:], dim=-1).mean()
-        wanted = 1 / (CAP / 4) if workload == "quarter" else 1e-9
-        policy.lm_head.weight[2] = 0.0
-        policy.lm_head.weight[2, 0] = (others + math.log(wanted / (1 - wanted))) / hidden[:, 0].mean()
+        # Padding is never sampled: TRL 1.12 takes it for the end of a completion and then cannot unlearn it.
+        for token, wanted in ((0, 1e-9), (2, 1 / (CAP / 4) if workload == "quarter" else 1e-9)):
+            policy.lm_head.weight[token] = 0.0
+            policy.lm_head.weight[token, 0] = (others + math.log(wanted / (1 - wanted))) / hidden[:, 0].mean()
     classifiers = []
     for _ in range(2):
         classifiers.append(LlamaForSequenceClassification(LlamaConfig(num_labels=1, **sizes)))

@@ -161,6 +161,8 @@ names = ("objective/rlhf_reward", "objective/kl", "loss/value_avg", "val/grad_no
 log = {name: logged(trainer, name) for name in names}
 record = {"world": trainer.accelerator.num_processes, "weights": weights, "log": log}
 json.dump(record, open(f"{out}.{world}.{os.environ.get('RANK', 0)}.json", "w"))
+# Threads of a process group that outlive the interpreter abort it, now and then.
+trainer.accelerator.end_training()
 """
 
 
