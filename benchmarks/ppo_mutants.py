@@ -122,8 +122,8 @@ def mutate(folder: Path, mutant: Mutant) -> None:
         (folder / file).write_text(source.replace(old, new), encoding="utf-8")
 
 
-def fails(folder: Path, tests: list[str]) -> bool:
-    """Whether pytest finds a failing test; any other trouble, such as a test that is not there, is an error here."""
+def failure(folder: Path, tests: list[str]) -> str:
+    """What pytest says of a failing test, nothing if none fails; any other trouble, such as no test, is an error."""
     command = [
         sys.executable,
         "-m",
@@ -138,7 +138,7 @@ def fails(folder: Path, tests: list[str]) -> bool:
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     if done.returncode not in (0, 1):
         raise SystemExit(done.stdout[-2000:] + done.stderr[-2000:])
-    return done.returncode == 1
+    return done.stdout[-6000:] if done.returncode else ""
 
 
 def main() -> int:
@@ -149,14 +149,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         original = Path(temporary) / "original"
         copy_sources(original)
-        if fails(original, sorted({mutant.test for mutant in chosen})):
-            raise SystemExit("a named test fails on the unchanged sources")
+        if trouble := failure(original, sorted({mutant.test for mutant in chosen})):
+            raise SystemExit(f"{trouble}\na named test fails on the unchanged sources")
         print("| mutant | test | killed |\n|---|---|---|")
         for number, mutant in enumerate(chosen):
             folder = Path(temporary) / str(number)
             copy_sources(folder)
             mutate(folder, mutant)
-            killed = fails(folder, [mutant.test])
+            killed = bool(failure(folder, [mutant.test]))
             alive += not killed
             print(f"| {mutant.name} | `{mutant.test}` | {'yes' if killed else '**no**'} |", flush=True)
     return alive

@@ -136,6 +136,7 @@ def test_a_trained_adapter_is_its_own_reference(tmp_path):
 
 PROBE = """
 import json, os, sys
+from pathlib import Path
 import torch
 from datasets import Dataset
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
@@ -160,9 +161,10 @@ weights += [p.detach().double().sum().item() for p in trainer._value_parameters.
 names = ("objective/rlhf_reward", "objective/kl", "loss/value_avg", "val/grad_norm")
 log = {name: logged(trainer, name) for name in names}
 record = {"world": trainer.accelerator.num_processes, "weights": weights, "log": log}
-json.dump(record, open(f"{out}.{world}.{os.environ.get('RANK', 0)}.json", "w"))
-# Threads of a process group that outlive the interpreter abort it, now and then.
+Path(f"{out}.{world}.{os.environ.get('RANK', 0)}.json").write_text(json.dumps(record))
+# Threads of a process group that outlive the interpreter abort it, now and then: it leaves without its destructors.
 trainer.accelerator.end_training()
+os._exit(0)
 """
 
 
