@@ -4,6 +4,7 @@
 #   make VENV=/path/to/venv test      an environment of yours in place of .venv; an active one: VENV=$VIRTUAL_ENV
 #   make ARGS=tests/test_data.py test more arguments for pytest
 #   make JOBS=8 test                  more than two test processes
+#   make EXTRAS=dev,math,tasks venv   other extras of pyproject.toml (tasks needs a C compiler) for a new .venv
 #
 # A torch that is already installed in the environment (a CUDA build, say) is kept: constraints.txt pins the others.
 
@@ -14,6 +15,7 @@ SHELL := bash
 
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= dev,track,math
 JOBS ?= 2
 ARGS ?=
 BIN := $(VENV)/bin
@@ -65,6 +67,6 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "keeping torch $$torch" >&2; { grep -v '^torch==' constraints.txt; echo "torch==$$torch"; }; \
 	else cat constraints.txt; fi > $(VENV)/constraints.txt
 	@echo "installing into $(VENV), a few minutes when torch has to be fetched"
-	@$(BIN)/python -m pip install -c $(VENV)/constraints.txt -e ".[dev,track]" \
+	@$(BIN)/python -m pip install -c $(VENV)/constraints.txt -e ".[$(EXTRAS)]" \
 	  | awk '/^Collecting/ { sub(/[^A-Za-z0-9_.-].*/, "", $$2); print "  " $$2; fflush() } /^Installing/ { print "  unpacking"; fflush() }'
 	@touch $(STAMP)
