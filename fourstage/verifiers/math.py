@@ -145,6 +145,7 @@ def _clean(text: str) -> str | None:
         for sign in text.translate(_SIGNS)
         if unicodedata.category(sign) not in ("Cc", "Cf", "Cs", "Co", "Cn")
     )
+    text = re.sub(r"(?<=\d)(?:\{,\}|,\s?\\!)\s?(?=\d{3})", "", text)  # 12{,}345 and 12,\!345
     text = text.strip().strip("*`").strip().removesuffix(".").strip()
     return None if not text or refused(text) else text
 
@@ -228,7 +229,7 @@ def _at_sight(gold: str | None, found: str | None) -> float | str | None:
 
 def _plain(text: str) -> str:
     """The same text without what TeX does not print, or hardly; letters of one size if it is words."""
-    text = _TEXT.sub(r"\1", text.replace("dfrac", "frac").replace("tfrac", "frac").replace("{,}", ","))
+    text = _TEXT.sub(r"\1", text.replace("dfrac", "frac").replace("tfrac", "frac"))
     text = re.sub(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;: ]|(?<!\\)\$", "", text)
     text = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text).removesuffix(".")
     return text.casefold() if len(text) > 2 and text.isalpha() else text

@@ -198,6 +198,7 @@ def _answer(replies: int, seconds: float, limit: float, pairs: list, math_verify
             if gold not in golds:
                 _alarm(seconds)
                 golds[gold] = _parsed(gold, math_verify)
+                _same(golds[gold], "1/2", math_verify)  # if this takes too long it is the gold's fault
             if golds[gold]:
                 _write(replies, "readable")
             _alarm(limit)
