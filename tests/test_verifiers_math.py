@@ -16,6 +16,7 @@ pytest.importorskip("math_verify")
 
 from fourstage.verifiers.math import located, math, refused, worker_counts
 
+pytestmark = pytest.mark.filterwarnings("ignore:verifier math")  # of processes ended on purpose
 MODULE = importlib.import_module("fourstage.verifiers.math")  # the package's `math` is the function
 
 # What passes the guards and keeps SymPy busy for hours.

@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 
 from fourstage.verifiers.math_worker import Worker
+from fourstage.verifiers.plain import final_part, text_of
 
 LENGTH = 512  # characters of an answer; the longest of 4,500 MATH answers has 81
 DEPTH = 20  # brackets within brackets; there 3
@@ -20,7 +21,6 @@ EXPONENT = 10_000  # also of what stands in a factorial; there 2007
 SECONDS = 1.0  # processor time of one comparison, and half of its wall time
 BUDGET = 6.0  # wall seconds that the comparisons cut off may cost one call; then each still has 0.02
 
-_TAIL = 4096
 _SAID = re.compile(r"\banswers?\b(?:[^.:=\n]{0,60}?\b(?:is|are)\b|\s?[:=])\s?:?", re.I)
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s?\{([^{}]*)\}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
@@ -35,11 +35,14 @@ _SIGNS = str.maketrans(
 def math(completions: list, answer: list, **kwargs) -> list[float | None]:
     r"""1.0 where math-verify calls the completion's answer equal to the row's `answer`, else 0.0.
 
-    The answer of a completion, after its last `</think>`, is the last of `\boxed{...}` and `#### ...`; without either,
-    what follows the last "answer is" or "answer:"; else the last line. So is that of `answer`, which without a box and
-    `####` counts whole. 0.0 too for what the guards refuse (over 512 characters, 20 brackets deep, 100 digits on end,
-    exponents over 10,000, three storeys of powers) and for what takes over a second to compare: None is only for a
-    row whose `answer` is missing, refused or unreadable.
+    The answer of a completion is what it marked (`plain.final_part`: `\boxed{}`, `####` or `<answer>`, after its last
+    `</think>`); without a mark, what follows the last "answer is" or "answer:", else its last line. Of `answer` too it
+    is what is marked, else all of it.
+
+    0.0 also for what the guards refuse (over 512 characters, 20 brackets deep, 100 digits on end, exponents over
+    10,000, three storeys of powers), and for what takes over a second to compare: None is only for a row whose
+    `answer` is missing, refused or unreadable. A call loses at most some 6 seconds to the latter; comparisons after
+    that are cut off sooner.
 
     Math-verify is lax where school is: units, degrees and percent signs do not count, 10_5 equals 10, 1/3 equals
     0.333333. Beyond it, two different number bases differ here, and equal texts are equal.
@@ -52,7 +55,7 @@ def math(completions: list, answer: list, **kwargs) -> list[float | None]:
     if importlib.util.find_spec("math_verify") is None:
         raise ValueError('reward function math needs math-verify; try: pip install "fourstage[math]"')
     golds = [_gold(wanted) for wanted in answer]
-    answers = [_found(_text(completion), wanted) for completion, wanted in zip(completions, answer, strict=True)]
+    answers = [_found(text_of(completion), wanted) for completion, wanted in zip(completions, answer, strict=True)]
     decided: dict[tuple, float | None] = {}
     open_pairs = []
     for pair in dict.fromkeys(zip(golds, answers, strict=True)):
@@ -83,43 +86,15 @@ def _found(text: str, wanted: object) -> str | None:
 
 def located(text: str) -> str | None:
     """The final answer of a completion, cleaned; None where there is none, or where the guards refuse it."""
-    text = text[text.rfind("</think>") + len("</think>") :] if "</think>" in text else text
-    marked = _marked(text)
-    return _clean(_said(text[-_TAIL:]) if marked is None else marked)
+    part, marked = final_part(text)
+    return _clean(part if marked and not _SAID.search(part) else _said(part))
 
 
 def _gold(wanted: object) -> str | None:
     if isinstance(wanted, bool) or not isinstance(wanted, str | int | float) or wanted != wanted:
         return None
-    marked = _marked(str(wanted))
-    return _clean(str(wanted) if marked is None else marked)
-
-
-def _marked(text: str) -> str | None:
-    r"""What stands in the last closed \boxed{...}, of the last eight, or after the last ####: whichever comes later."""
-    mark, end = text.rfind("####"), len(text)
-    for _ in range(8):
-        box = text.rfind("\\boxed", max(mark, 0), end)
-        if box < 0:
-            break
-        inside = _braced(text[box + len("\\boxed") : box + len("\\boxed") + LENGTH + 3].lstrip(" "))
-        if inside is not None:
-            return inside
-        end = box
-    if mark < 0:
-        return None
-    line = text[mark + 4 : mark + 4 + _TAIL].strip().partition("\n")[0]
-    return _said(line) if _SAID.search(line) else line
-
-
-def _braced(text: str) -> str | None:
-    """What the brace holds that a text begins with, if it is closed."""
-    depth = 0
-    for at, sign in enumerate(text):
-        depth += {"{": 1, "}": -1}.get(sign, 0)
-        if depth == 0:
-            return text[1:at] if sign == "}" else None
-    return None
+    part, marked = final_part(str(wanted))
+    return _clean(part if marked else str(wanted))
 
 
 def _said(text: str) -> str:
@@ -272,8 +247,3 @@ def _warn_once(cause: str) -> None:
         "that it was at counts as wrong",
     }
     warnings.warn(f"verifier math: {what[cause]}. This is said once; worker_counts() counts them", stacklevel=2)
-
-
-def _text(completion: str | list[dict]) -> str:
-    """A completion's text: TRL hands over text, or a list of turns."""
-    return completion if isinstance(completion, str) else "".join(str(turn.get("content", "")) for turn in completion)

@@ -51,21 +51,20 @@ class Worker:
         Raises:
             RuntimeError: if the worker does not start.
         """
-        verdicts: list[bool | None] = []
-        unreadable: set[str] = set()
+        verdicts: dict[tuple[str, str], bool | None] = {}
+        pending = list(dict.fromkeys(pairs))
         with self._lock:
-            while len(verdicts) < len(pairs):
-                if pairs[len(verdicts)][0] in unreadable:
-                    verdicts.append(None)
-                    continue
+            while pending:
                 limit = max(min(seconds, budget / 4), min(LEAST, seconds))
-                found, lost = self._batch(pairs[len(verdicts) :], seconds, limit)
-                verdicts += found
+                found, lost = self._batch(pending, seconds, limit)
+                verdicts |= zip(pending, found, strict=False)
+                (gold, _), pending = pending[len(found) - 1], pending[len(found) :]
                 if found[-1] is None:
-                    unreadable.add(pairs[len(verdicts) - 1][0])
+                    verdicts |= {pair: None for pair in pending if pair[0] == gold}
+                    pending = [pair for pair in pending if pair[0] != gold]
                 else:
                     budget -= lost
-        return verdicts
+        return [verdicts[pair] for pair in pairs]
 
     def stop(self) -> None:
         """Ends the worker, with the child that it may have."""
