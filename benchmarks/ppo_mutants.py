@@ -78,7 +78,7 @@ MUTANTS = (
     ),
     Mutant(
         "a reference that moves",
-        ((TRAINER, "self.ref_model = self._frozen_copy(policy)", "self.ref_model = self.model"),),
+        ((TRAINER, "self.ref_model = frozen_copy(self)", "self.ref_model = self.model"),),
         "test_ppo_trainer.py::test_policy_and_critic_learn_and_the_reference_stays",
     ),
     Mutant(

@@ -1,6 +1,6 @@
-"""What PPOTrainer leans on inside TRL and transformers, checked when a trainer is built.
+"""What the trainers of stages 3 and 4 lean on inside TRL and transformers, checked when a trainer is built.
 
-PPOTrainer overrides methods of GRPOTrainer that are not public. A release that renames one must not train wrongly in
+They override methods of GRPOTrainer that are not public. A release that renames one must not train wrongly in
 silence: it is refused, with what is missing and the versions that were tested. The tests check the behaviour too.
 """
 
@@ -37,13 +37,16 @@ ATTRIBUTES = (
         "_buffered_inputs",
         "_step",
         "_tokenizer",
+        "_is_vlm",
+        "loss_type",
+        "top_entropy_quantile",
     ),
 )
 BATCH_KEYS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "num_items_in_batch")
 
 
 def check_methods() -> None:
-    """Raises ValueError if GRPOTrainer lacks a method or a parameter that PPOTrainer relies on."""
+    """Raises ValueError if GRPOTrainer lacks a method or a parameter that fourstage relies on."""
     missing = []
     for name, parameters in METHODS.items():
         method = getattr(GRPOTrainer, name, None)
@@ -68,6 +71,6 @@ def check_batch(batch: dict) -> None:
 def _refuse(missing: list[str], where: str) -> None:
     if missing:
         raise ValueError(
-            f"trl {version('trl')}: {where} has no {', '.join(missing)}, which PPOTrainer relies on; tested with "
+            f"trl {version('trl')}: {where} has no {', '.join(missing)}, which fourstage relies on; tested with "
             f"{TESTED}. Install that: pip install 'trl>=1.16,<1.17'"
         )

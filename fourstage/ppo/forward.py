@@ -1,12 +1,15 @@
 """How policy and critic read a batch: positions that count real tokens, and log-probabilities of completions."""
 
+import copy
 import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
+from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from fourstage.ppo.batches import Batch
 
@@ -17,6 +20,22 @@ def whole(batch: Batch) -> tuple[Tensor, Tensor]:
     """Ids and attention mask of prompt and completion together, each (B, P + T)."""
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     return ids, torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """The model below its adapters, if it has any."""
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+def frozen_copy(trainer) -> nn.Module:
+    """The policy as it is now, prepared as GRPOTrainer prepares its reference: it loads one from the policy's path,
+    which a model built in memory has not. `trainer` is a GRPOTrainer before training."""
+    reference = copy.deepcopy(trainer.accelerator.unwrap_model(trainer.model))
+    vars(reference).pop("forward", None)  # TRL's fused head there is bound to the policy
+    reference.requires_grad_(False).eval()
+    disable_dropout_in_model(reference)
+    add_fused_lm_head(reference, trainer.temperature, trainer.args.cast_lm_head_to_fp32)
+    return trainer.accelerator.prepare_model(reference, evaluation_mode=True)
 
 
 def positions(model: nn.Module, attention_mask: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 from trl import GRPOTrainer
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, use_adapter
+from trl.trainer.utils import use_adapter
 
 from fourstage.ppo import functional as F
 from fourstage.ppo.batches import Batch, grouped_by_length, loss_mask, trimmed
@@ -19,7 +19,7 @@ from fourstage.ppo.checks import check_head, check_launch_supported, check_promp
 from fourstage.ppo.config import PPOConfig
 from fourstage.ppo.contract import check_attributes, check_batch, check_methods
 from fourstage.ppo.critic import build_critic, prepare_critic
-from fourstage.ppo.forward import plain_head, plain_head_pays, positions, whole
+from fourstage.ppo.forward import base_model, frozen_copy, plain_head, plain_head_pays, positions, whole
 from fourstage.ppo.rollouts import SaveAtRollouts, ignored_sampling_fields, plain_sampling
 from fourstage.rewards import prepare_rewards, text_of
 
@@ -75,8 +75,8 @@ class PPOTrainer(GRPOTrainer):
         check_head(self)
         policy = self.accelerator.unwrap_model(self.model)
         if args.beta and not adapters:
-            self.ref_model = self._frozen_copy(policy)
-        ignored = ignored_sampling_fields(_base(policy))
+            self.ref_model = frozen_copy(self)
+        ignored = ignored_sampling_fields(base_model(policy))
         if ignored and self.accelerator.is_main_process:
             print(f"rollouts ignore these fields of the policy's generation_config: {ignored}")
         # In a list: no part of the policy, which is what gets saved and wrapped.
@@ -98,15 +98,6 @@ class PPOTrainer(GRPOTrainer):
         scorers = [(self.accelerator.unwrap_model(m), t) for m, t in pairs if isinstance(m, nn.Module)]
         return build_critic(policy, value_model, scorers, self._tokenizer, value_peft_config)
 
-    def _frozen_copy(self, policy: PreTrainedModel) -> nn.Module:
-        """The policy as it is now, prepared as GRPO prepares its reference."""
-        reference = copy.deepcopy(policy)
-        vars(reference).pop("forward", None)  # TRL's fused head there is bound to the policy
-        reference.requires_grad_(False).eval()
-        disable_dropout_in_model(reference)
-        add_fused_lm_head(reference, self.temperature, self.args.cast_lm_head_to_fp32)
-        return self.accelerator.prepare_model(reference, evaluation_mode=True)
-
     # Rollout
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
@@ -121,7 +112,7 @@ class PPOTrainer(GRPOTrainer):
         return rewards
 
     def _generate_and_score_completions(self, inputs):
-        with plain_sampling(_base(self.accelerator.unwrap_model(self.model))):
+        with plain_sampling(base_model(self.accelerator.unwrap_model(self.model))):
             rollout = super()._generate_and_score_completions(inputs)
         check_batch(rollout)
         weights = self.reward_weights.to(self._rewards.device)
@@ -196,7 +187,7 @@ class PPOTrainer(GRPOTrainer):
         if batch_size is not None and not self.use_vllm:
             return None, None, None  # GRPO asks during the rollout, before micro-batches exist: `_with_advantages` does
         if batch_size is None:
-            base = _base(self.accelerator.unwrap_model(model))
+            base = base_model(self.accelerator.unwrap_model(model))
             model = functools.partial(model, **positions(base, attention_mask))
             reported_only = not (self.aux_loss_enabled or self._entropy_bonus_enabled)
             if reported_only and plain_head_pays(base, len(input_ids) * logits_to_keep):
@@ -361,7 +352,3 @@ class PPOTrainer(GRPOTrainer):
                 parameter.copy_(weights[name])
         state = torch.load(folder / VALUE_OPTIMIZER_FILE, map_location="cpu", weights_only=True)
         self.value_optimizer.load_state_dict(state)
-
-
-def _base(model: nn.Module) -> PreTrainedModel:
-    return model.get_base_model() if is_peft_model(model) else model

@@ -1,0 +1,153 @@
+"""GRPOTrainer: TRL's, with the same algorithm and quicker rollouts and micro-batches."""
+
+import functools
+import math
+
+import torch
+import trl
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from trl import GRPOConfig, SyncRefModelCallback
+
+from fourstage.ppo.batches import grouped_by_length, trimmed
+from fourstage.ppo.checks import check_head, check_prompts
+from fourstage.ppo.contract import check_attributes, check_batch, check_methods
+from fourstage.ppo.forward import base_model, frozen_copy, plain_head, plain_head_pays, positions
+from fourstage.ppo.rollouts import SaveAtRollouts, ignored_sampling_fields, plain_sampling
+from fourstage.rewards import prepare_rewards
+
+# Losses of a micro-batch by what they are: sums over tokens, or means over rows. bnpo's is a mean over the tokens of
+# the micro-batch, which depends on the rows in it.
+_TOKEN_SUMS = ("dapo", "cispo", "vespo")
+_ROW_MEANS = ("grpo", "sapo", "dr_grpo", "luspo")
+# What a rollout of text holds: tensors of one row a completion, and one scalar.
+_TEXT_KEYS = {
+    *("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask", "advantages"),
+    *("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps", "importance_sampling_ratio"),
+    "num_items_in_batch",
+}
+
+
+class GRPOTrainer(trl.GRPOTrainer):
+    """TRL's GRPOTrainer (arXiv 2402.03300) with the same constructor, options and algorithm. What is different:
+
+    - micro-batches hold rows of like length and no column that only pads, where the loss allows it;
+    - log-probabilities come from ordinary logits of the completion where that is quicker than TRL's fused head;
+    - positions count real tokens: left-padded rows of models with learned positions (TRL issue 6800);
+    - sampling settings in the model's generation_config are not followed, and printed;
+    - checkpoints are taken between rollouts, so that a resumed run equals an uninterrupted one;
+    - rewards are looked at: as many as completions, finite or None (`fourstage.rewards`);
+    - the reference of a model built in memory is a copy of it, with beta above 0.
+
+    Metrics are means over micro-batches, as in TRL; where rows are grouped by length, short completions weigh a little
+    more in `entropy`, `kl` and `clip_ratio`. Images, tools, environments, vLLM and continuous batching go TRL's way.
+
+    Args:
+        model, reward_funcs, args, train_dataset, kwargs: as trl.GRPOTrainer.
+    Raises:
+        ValueError: before the first step for what cannot work; during training for rewards that are no finite numbers.
+    """
+
+    def __init__(self, model, reward_funcs=None, args=None, train_dataset=None, **kwargs):
+        check_methods()
+        args = args if args is not None else GRPOConfig(output_dir="grpo")
+        if reward_funcs is not None:
+            reward_funcs, kwargs["reward_processing_classes"] = prepare_rewards(
+                reward_funcs, kwargs.get("reward_processing_classes"), train_dataset
+            )
+        copies = args.beta != 0 and kwargs.get("peft_config") is None and _whole_model(model, args)
+        settings = args.beta, args.sync_ref_model
+        if copies:  # TRL would load the reference from the model's path
+            args.beta, args.sync_ref_model = 0.0, False
+        try:
+            super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
+        finally:
+            args.beta, args.sync_ref_model = settings
+        if copies:
+            self.beta, self.ref_model = args.beta, frozen_copy(self)
+            if args.sync_ref_model:
+                self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
+        check_attributes(self)
+        if self._is_plain():
+            check_prompts(self)
+            check_head(self)
+        ignored = ignored_sampling_fields(self._base())
+        if ignored and self.accelerator.is_main_process:
+            print(f"rollouts ignore these fields of the model's generation_config: {ignored}")
+        accumulation = args.gradient_accumulation_steps
+        rollout = args.steps_per_generation * args.num_iterations
+        self.add_callback(SaveAtRollouts(math.lcm(accumulation, rollout) // accumulation))
+
+    def _base(self, model: nn.Module | None = None) -> PreTrainedModel:
+        return base_model(self.accelerator.unwrap_model(self.model if model is None else model))
+
+    def _is_plain(self) -> bool:
+        """Whether prompts are text from the data and every process holds the whole model."""
+        others = (self._is_vlm, self.environment_factories, self.rollout_func)
+        return not (any(others) or self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    # Rollout
+
+    def _generate_and_score_completions(self, inputs):
+        with plain_sampling(self._base()):
+            rollout = super()._generate_and_score_completions(inputs)
+        check_batch(rollout)
+        return rollout
+
+    def _prepare_inputs(self, generation_batch):
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training or self._buffered_inputs is before:
+            return inputs
+        self._buffered_inputs = self._regrouped(self._buffered_inputs)  # a new rollout
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _regrouped(self, batches: list[dict]) -> list[dict]:
+        """The micro-batches of a rollout with less padding, and the same sum of losses in each optimizer step."""
+        if not all(_TEXT_KEYS.issuperset(batch) for batch in batches):
+            return batches
+        steps, window = len(batches), min(len(batches), self.args.gradient_accumulation_steps)
+        aligned = steps % window == 0 and self.args.gradient_accumulation_steps % window == 0
+        by_micro_batch = self.aux_loss_enabled or self._entropy_bonus_enabled or self.top_entropy_quantile < 1
+        if not aligned or by_micro_batch or self.loss_type not in _TOKEN_SUMS + _ROW_MEANS:
+            return [trimmed(batch) for batch in batches]
+        return grouped_by_length(batches, window, same_sizes=self.loss_type in _ROW_MEANS)
+
+    # Log-probabilities
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
+    ):
+        asked = {name: value for name, value in kwargs.items() if value is not None}
+        score = super()._get_per_token_logps_and_entropies
+        if self._is_vlm or not {"compute_entropy", "compute_aux_loss"}.issuperset(asked):
+            return score(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
+        if batch_size is not None:
+            return self._logps_by_length(model, input_ids, attention_mask, logits_to_keep, batch_size), None, None
+        base = self._base(model)
+        call = functools.partial(model, **positions(base, attention_mask))
+        needs_fused = self.aux_loss_enabled or self._entropy_bonus_enabled or self.args.cast_lm_head_to_fp32
+        if not needs_fused and plain_head_pays(base, len(input_ids) * logits_to_keep):
+            call = plain_head(call, logits_to_keep, self.temperature, asked.get("compute_entropy", False))
+        return score(call, input_ids, attention_mask, logits_to_keep, **asked)
+
+    def _logps_by_length(self, model, input_ids: Tensor, attention_mask: Tensor, width: int, batch_size: int) -> Tensor:
+        """(B, width) log-probabilities of completions, `batch_size` rows of like length at a time; 0 on padding."""
+        rows = {
+            **{"prompt_ids": input_ids[:, :-width], "prompt_mask": attention_mask[:, :-width]},
+            **{"completion_ids": input_ids[:, -width:], "completion_mask": attention_mask[:, -width:]},
+        }
+        logps = input_ids.new_zeros(len(input_ids), width, dtype=torch.float32)
+        for some in attention_mask[:, -width:].sum(dim=1).argsort().split(batch_size):
+            part = trimmed({name: value[some] for name, value in rows.items()})
+            ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
+            mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
+            kept = part["completion_ids"].size(1)
+            logps[some, :kept] = self._get_per_token_logps_and_entropies(model, ids, mask, kept)[0].float()
+        return logps
+
+
+def _whole_model(model, args: GRPOConfig) -> bool:
+    """Whether `model` is a model in memory, without adapters, that each process holds whole."""
+    sharded = args.distributed_state.distributed_type in ("FSDP", "DEEPSPEED")
+    return isinstance(model, PreTrainedModel) and not sharded
