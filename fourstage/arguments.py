@@ -183,6 +183,24 @@ class RewardModelConfig(RewardConfig):
         super().__post_init__()
 
 
+@dataclass
+class RewardArguments:
+    """Where the rewards of PPO and GRPO come from; their config classes inherit it."""
+
+    reward_model_name_or_path: str | None = _option(None, "Reward model: a folder such as runs/reward, or a Hub id.")
+    reward_funcs: list[str] | None = _option(
+        None, "Reward functions: names in fourstage.verifiers, or dotted paths of functions that are called as TRL's."
+    )
+    gold_func: str | None = _option(
+        None, "A reward function that is only reported, never trained on: it shows when the reward is gamed."
+    )
+    control: str | None = _option(
+        None,
+        "random_reward: the same run with coin flips as rewards, the others only reported. What it gains, no reward "
+        "taught; any claim needs it beside it.",
+    )
+
+
 def choose_by_device(config: SFTConfig | RewardConfig, checkpointing_on_gpu: bool = False) -> None:
     """Fills bf16 and gradient checkpointing where unset (TRL turns both on, wrong for CPU and small models).
 

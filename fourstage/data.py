@@ -1,15 +1,9 @@
 """Loads rows from the Hub, local files, folders or a mixture; checks them; brings them into TRL's formats."""
 
-import gzip
 import hashlib
 import json
-import math
-import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 
 from datasets import (
     Dataset,
@@ -19,16 +13,13 @@ from datasets import (
     Value,
     concatenate_datasets,
     interleave_datasets,
-    load_dataset,
 )
-from datasets.exceptions import DatasetGenerationError
 
 from fourstage import rows
 from fourstage.arguments import DataArguments
+from fourstage.problems import gold_check, problem_row
+from fourstage.sources import RowError, Rows, load_source, numbered, one_line_errors, sources
 
-Rows = Dataset | IterableDataset
-_BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-_TEST_NAMES = ("test", "validation", "valid", "val", "dev")
 _STREAM_BUFFER, _STREAM_CHECKED, _STREAM_HELD_OUT = 1_000, 1_000, 200
 _BATCH = 100  # rows converted at once: documents can be whole books
 _TURNS = List({"role": Value("string"), "content": Value("string")})
@@ -39,10 +30,6 @@ _FEATURES = {
         {"prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS, "margin": Value("float64"), "kind": Value("string")}
     ),
 }
-
-
-class RowError(ValueError):
-    """A row that fits no format; names the source and the row's number."""
 
 
 def load_texts(data_args, seed: int, text_field: str = "text") -> tuple[Rows, Rows]:
@@ -82,14 +69,34 @@ def load_prompts(data_args, seed: int) -> tuple[Rows, Rows]:
     return _load(data_args, "ppo", seed, rows.prompt_row)
 
 
-def held_out_rows(stage: str, dataset_name: str | None, data_args, seed: int, text_field: str = "text") -> Rows:
+def load_problems(data_args, seed: int, functions: Sequence[Callable], training_args) -> tuple[Rows, Rows]:
+    """Problems to train on and held out: `prompt` as turns, `answer`, and every other column for the reward functions.
+
+    Reads what `problems.problem_row` does, puts `training_args.system_prompt` before it, and asks the verifiers among
+    `functions` about each right answer (`problems.gold_check`). No prompt is on both sides.
+    """
+    return _load(data_args, "grpo", seed, problem_format(functions, training_args))
+
+
+def problem_format(functions: Sequence[Callable], training_args) -> rows.Convert:
+    """The conversion of `load_problems`: a row to a checked problem."""
+    check = gold_check(functions, training_args.unverifiable)
+
+    def convert(row: dict) -> dict | str | None:
+        problem = problem_row(row, training_args.system_prompt)
+        return (check(problem) or problem) if isinstance(problem, dict) else problem
+
+    return convert
+
+
+def held_out_rows(stage: str, dataset_name: str | None, data_args, seed: int, convert: rows.Convert | None = None):
     """What to measure on: the test split of `dataset_name`, or all of it, if it is given; else the part that a run
-    with `data_args` and `seed` held out."""
-    formats = {"sft": rows.conversation_row, "reward": rows.preference_row, "ppo": rows.prompt_row}
-    convert = (formats | {"pretrain": lambda row: rows.text_row(row, text_field)})[stage]
+    with `data_args` and `seed` held out. `convert` is the format of the rows, the stage's own by default."""
+    formats = {"pretrain": rows.text_row, "sft": rows.conversation_row, "reward": rows.preference_row}
+    convert = convert or (formats | {"ppo": rows.prompt_row})[stage]
     if not dataset_name:
         return _load(data_args, stage, seed, convert)[1]
-    train, test = _load_source({"dataset_name": dataset_name}, DataArguments(dataset_name=dataset_name), stage)
+    train, test = load_source({"dataset_name": dataset_name}, DataArguments(dataset_name=dataset_name), stage)
     return _convert(train if test is None else test, convert, stage, dataset_name)
 
 
@@ -134,12 +141,12 @@ def drop_overlong(data: Rows, count_tokens: Callable[[dict], int], max_length: i
 
 def _load(data_args, stage: str, seed: int, convert: rows.Convert) -> tuple[Rows, Rows]:
     """Every source: load and convert; hold out of all together; mix the training parts by weight, join the others."""
-    sources = _sources(data_args)
+    entries = sources(data_args)
     parts = []
-    for source in sources:
+    for source in entries:
         train, test = (
             None if part is None else _convert(part, convert, stage, source["dataset_name"])
-            for part in _load_source(source, data_args, stage)
+            for part in load_source(source, data_args, stage)
         )
         if isinstance(test, IterableDataset):
             test = _first_rows(test)
@@ -147,12 +154,12 @@ def _load(data_args, stage: str, seed: int, convert: rows.Convert) -> tuple[Rows
             train, test = _split_long_document(train, data_args.test_split_size)
         parts.append((train, test))
     undivided = [train for train, test in parts if test is None]
-    key = "prompt" if stage in ("reward", "ppo") else None
+    key = "prompt" if stage in ("reward", "ppo", "grpo") else None
     divided = iter(hold_out(undivided, data_args.test_split_size, seed, key) if undivided else [])
     parts = [next(divided) if test is None else (train, test) for train, test in parts]
     train, test = parts[0]
     if len(parts) > 1:
-        weights = [float(source.get("weight", 1.0)) for source in sources]
+        weights = [float(source.get("weight", 1.0)) for source in entries]
         shares = [weight / sum(weights) for weight in weights]
         train = interleave_datasets(
             [part for part, _ in parts], probabilities=shares, seed=seed, stopping_strategy="all_exhausted"
@@ -163,149 +170,21 @@ def _load(data_args, stage: str, seed: int, convert: rows.Convert) -> tuple[Rows
     return train, test
 
 
-def _sources(data_args) -> list[dict]:
-    if bool(data_args.dataset_name) == bool(data_args.datasets):
-        got = "both" if data_args.dataset_name else "neither"
-        raise ValueError(f"give either --dataset_name or `datasets:` in the YAML, got {got}")
-    if not 0 < data_args.test_split_size < 1:
-        raise ValueError(f"test_split_size={data_args.test_split_size} must be a share between 0 and 1, such as 0.05")
-    if data_args.dataset_name:
-        return [{"dataset_name": data_args.dataset_name}]
-    if not isinstance(data_args.datasets, list):
-        raise ValueError(f"datasets: must be a list of entries with dataset_name, got {data_args.datasets!r}")
-    known = ("dataset_name", "weight", "dataset_config", "dataset_train_split")
-    for number, source in enumerate(data_args.datasets, start=1):
-        if not isinstance(source, dict) or not source.get("dataset_name") or source.keys() - {*known}:
-            raise ValueError(
-                f"datasets: entry {number} is {source!r}; it needs dataset_name and may have {', '.join(known[1:])}"
-            )
-        weight = source.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            raise ValueError(f"datasets: entry {number} has weight {weight!r}; it must be a number above 0")
-    return data_args.datasets
-
-
-def _load_source(source: dict, data_args, stage: str) -> tuple[Rows, Rows | None]:
-    """Training rows and, where the source has a test split of its own, test rows."""
-    name, path = source["dataset_name"], Path(source["dataset_name"])
-    if name == "fourstage/demo":
-        from fourstage.demo import demo_rows
-
-        train, test = (Dataset.from_list(part) for part in demo_rows(stage))
-        return train.to_iterable_dataset() if data_args.dataset_streaming else train, test
-    if path.exists():
-        splits = _load_local(path, data_args.dataset_streaming)
-    elif _is_path(name):
-        raise ValueError(f"dataset_name={name}: no such file or folder")
-    else:
-        splits = _load_hub(name, source.get("dataset_config", data_args.dataset_config), data_args.dataset_streaming)
-    wanted = source.get("dataset_train_split", data_args.dataset_train_split)
-    if wanted not in splits:
-        raise ValueError(f"{name} has no split {wanted!r}, it has {sorted(splits)}; choose with --dataset_train_split")
-    test = next((splits[key] for key in (data_args.dataset_test_split, "validation") if key in splits), None)
-    return splits[wanted], test
-
-
-def _is_path(name: str) -> bool:
-    return (
-        name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name.removesuffix(".gz")).suffix in _BUILDERS
-    )
-
-
-def _load_hub(name: str, config: str | None, streaming: bool) -> dict:
-    with _one_line_errors(name):
-        return dict(load_dataset(name, config, streaming=streaming))
-
-
-def _load_local(path: Path, streaming: bool) -> dict:
-    """Files by split: a folder's are told apart by name, as in `validation.jsonl.gz` or `test/part1.txt`."""
-    files = _files(path)
-    kinds = {_kind(file) for file in files}
-    if len(kinds) != 1 or None in kinds:
-        found = ", ".join(sorted({p.name for p in files})[:5]) or "no data file"
-        raise ValueError(f"{path}: want files of one kind ({' '.join(_BUILDERS)}, also .gz), found {found}")
-    empty = [str(file) for file in files if file.stat().st_size == 0]
-    if empty:
-        raise ValueError(f"{empty[0]} is empty; remove it or fill it")
-    by_split: dict[str, list[str]] = {}
-    for file in files:
-        split = _split_of(str(file.relative_to(path))) if path.is_dir() else "train"
-        by_split.setdefault(split, []).append(str(file))
-    kind = kinds.pop()
-    options = {"sample_by": "document"} if kind == "text" else {}
-    with _one_line_errors(str(path)):
-        return dict(load_dataset(kind, data_files=by_split, streaming=streaming, **options))
-
-
-def _kind(path: Path) -> str | None:
-    return _BUILDERS.get(Path(path.name.removesuffix(".gz")).suffix) if path.is_file() else None
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob("*") if _kind(p)) if path.is_dir() else [path]
-
-
-def _split_of(name: str) -> str:
-    words = re.split(r"[^a-z]+", name.lower())
-    name = next((word for word in words if word in _TEST_NAMES), "train")
-    return name if name in ("train", "test") else "validation"
-
-
-@contextmanager
-def _one_line_errors(name: str) -> Iterator[None]:
-    """What the readers raise, of a dozen types, as one ValueError of one line: where the problem is, and the fix."""
-    try:
-        yield
-    except RowError:
-        raise
-    except Exception as error:
-        files = _files(Path(name)) if Path(name).exists() else []
-        problem = next(filter(None, map(_first_problem, files)), None)
-        if problem is None:
-            cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-            text = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
-            problem = f"dataset_name={name} cannot be read, mend it or choose another: {text}"
-        raise ValueError(problem) from error
-
-
-def _first_problem(file: Path) -> str | None:
-    """The line at which reading fails, looked for only after the fast reader has given up."""
-    suffix = Path(file.name.removesuffix(".gz")).suffix
-    if suffix == ".parquet":
-        return None
-    number = 0
-    with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):  # noqa: B007 (named in the messages)
-                text = line.decode("utf-8")
-                if suffix == ".jsonl" and text.strip():
-                    json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8")
-        except UnicodeDecodeError as error:
-            return f"{file} line {number}: not UTF-8 (byte {error.object[error.start]:#04x}); convert it to UTF-8"
-        except UnicodeEncodeError:
-            return f"{file} line {number}: half a surrogate pair, which is no character; mend or remove the line"
-        except json.JSONDecodeError as error:
-            return f"{file} line {number}: broken JSON ({error.msg} at column {error.colno}); mend or remove the line"
-        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-            return f"{file}: not a whole gzip file ({error}); fetch it again"
-    return None if number else f"{file} is empty; remove it or fill it"
-
-
 def _convert(data: Rows, convert: rows.Convert, stage: str, name: str) -> Rows:
     """Applies `convert` to every row; rows it leaves out are counted by reason where the data has a length."""
-    features, left_out = _FEATURES.get(stage) or _prompt_features(data), Counter()
+    features, left_out = _FEATURES.get(stage), Counter()
+    if features is None:
+        features = _prompt_features(data) if stage == "ppo" else _problem_features(data, convert, name)
 
     def convert_batch(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
         converted = []
         for index, *values in zip(indices, *batch.values(), strict=True):
-            try:
+            with numbered(name, index):
                 converted.append(convert(dict(zip(batch, values, strict=True))))
-            except ValueError as error:
-                raise RowError(f"{name} row {index + 1}: {error}") from None
         left_out.update(row or "empty" for row in converted if not isinstance(row, dict))
-        return {key: [row[key] for row in converted if isinstance(row, dict)] for key in features}
+        return {key: [row.get(key) for row in converted if isinstance(row, dict)] for key in features}
 
-    with _one_line_errors(name):
+    with one_line_errors(name):
         first = next(iter(data), None)
         if first is None:
             raise RowError(f"{name}: no rows; it is empty, so fill it or choose another")
@@ -330,6 +209,20 @@ def _prompt_features(data: Rows) -> Features:
     found = data.features or Dataset.from_list(list(data.take(_STREAM_CHECKED))).features
     kept = {n: kind for n, kind in found.items() if n not in rows.ASKING_COLUMNS + rows.ANSWERED_COLUMNS}
     return Features({"prompt": _TURNS, **kept})
+
+
+def _problem_features(data: Rows, convert: rows.Convert, name: str) -> Features:
+    """Prompts as turns, answers as text, and every other column as the first 1,000 rows have it."""
+    with one_line_errors(name):
+        found = []
+        for index, row in enumerate(data.take(_STREAM_CHECKED)):
+            with numbered(name, index):
+                found.append(convert(row))
+    found = [row for row in found if isinstance(row, dict)] or [{"prompt": []}]
+    names = list(dict.fromkeys(key for row in found for key in row))
+    columns = Dataset.from_list([{key: row.get(key) for key in names} for row in found]).features
+    texts = {key: Value("string") for key in ("answer", "derivation") if key in columns}
+    return Features({**columns, **texts, "prompt": _TURNS})
 
 
 def hold_out(parts: Sequence[Rows], share: float, seed: int, key: str | None = None) -> list[tuple[Rows, Rows]]:

@@ -1,8 +1,9 @@
-"""The numbers of the stage table: bits per byte, exact match, and whether answers end."""
+"""The numbers of the stage table: bits per byte, exact match, pass@k, and whether answers end."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import datasets
@@ -10,6 +11,8 @@ import evaluate
 import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from fourstage import verifiers
 
 BASE_PROMPTS = ("Once upon a time", "The old man looked at the sea and", "What is an LLM?", "In the morning")
 CHAT_PROMPTS = (
@@ -51,6 +54,32 @@ class ExactMatch(evaluate.Metric):
     def _compute(self, predictions, references):
         hits = [_plain(p) == _plain(r) for p, r in zip(predictions, references, strict=True)]
         return {"exact_match": sum(hits) / len(hits), "exact_match_stderr": standard_error(hits)}
+
+
+class PassAtK(evaluate.Metric):
+    """Chance that at least one of k samples of a problem is right, without bias (arXiv 2107.03374, eq. 1).
+
+    Predictions are how many samples of each problem are right, references how many there are; k is at most the least.
+
+    Example: 10 samples of which 3 are right, k = 2 -> 1 - C(7, 2) / C(10, 2) = 0.533.
+    """
+
+    def _info(self):
+        features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+        return evaluate.MetricInfo(
+            description=self.__doc__, citation="", inputs_description="right samples and samples", features=features
+        )
+
+    def _compute(self, predictions, references, k=1):
+        chances = [pass_at_k(n, c, k) for c, n in zip(predictions, references, strict=True)]
+        return {f"pass@{k}": sum(chances) / len(chances), f"pass@{k}_stderr": standard_error(chances)}
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """1 - C(n - c, k) / C(n, k) for n samples of which c are right; raises ValueError for k above n."""
+    if not 1 <= k <= n:
+        raise ValueError(f"k={k} must be between 1 and the {n} samples of a problem")
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def _plain(text: str) -> str:
@@ -157,18 +186,28 @@ def continue_texts(model, tokenizer, prompts: Sequence[str] = BASE_PROMPTS, max_
     return [{"prompt": p, "completion": text} for p, text in zip(prompts, texts, strict=True)]
 
 
-def answer_questions(model, tokenizer, prompts: Sequence = CHAT_PROMPTS, max_new_tokens: int = 128) -> list[dict]:
-    """Greedy answers through the chat template, with `tokens` (their number) and `stopped` (ended by itself).
+def answer_questions(
+    model,
+    tokenizer,
+    prompts: Sequence = CHAT_PROMPTS,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    begin: str = "",
+) -> list[dict]:
+    """Answers through the chat template, greedy for temperature 0, with `tokens` (their number) and `stopped` (ended
+    by itself).
 
-    `prompts` are questions, or lists of turns that end with the user's.
+    `prompts` are questions, or lists of turns that end with the user's. `begin` is how every answer must begin: the
+    model goes on from it, and it is part of the completion.
     """
     turns = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
     ids = [tokenizer.apply_chat_template(t, add_generation_prompt=True, return_dict=True)["input_ids"] for t in turns]
-    done = generate(model, tokenizer, ids, max_new_tokens)
+    begun = tokenizer(begin, add_special_tokens=False)["input_ids"] if begin else []
+    done = generate(model, tokenizer, [row + begun for row in ids], max_new_tokens, temperature)
     texts = tokenizer.batch_decode(done, skip_special_tokens=True)
     stops = stop_ids(model)
     return [
-        {"prompt": p, "completion": text, "tokens": len(row), "stopped": bool(row) and row[-1] in stops}
+        {"prompt": p, "completion": begin + text, "tokens": len(row), "stopped": bool(row) and row[-1] in stops}
         for p, text, row in zip(prompts, texts, done, strict=True)
     ]
 
@@ -201,3 +240,82 @@ def score_answers(model, tokenizer, conversations: Sequence[dict], max_new_token
         predictions, wanted = [a["completion"] for a in short], [a["reference"] for a in short]
         metrics |= {"exact_match_n": len(short), **ExactMatch().compute(predictions=predictions, references=wanted)}
     return metrics, answers
+
+
+@dataclass
+class ProblemSettings:
+    """How problems are asked and checked.
+
+    Args:
+        verifier: says whether an answer is right, 1.0 where it is, None where that cannot be told.
+        format_func: says whether it is in the form wanted; none: every answer is.
+        begin: the text that forces the form, such as "<think>".
+        samples: answers of each problem at `temperature`.
+    """
+
+    verifier: Callable
+    format_func: Callable | None = None
+    begin: str = ""
+    samples: int = 4
+    temperature: float = 1.0
+    max_new_tokens: int = 128
+
+
+def score_problems(model, tokenizer, problems: Sequence[dict], settings: ProblemSettings) -> tuple[dict, list[dict]]:
+    """Held-out problems: accuracy (pass@1) greedy, with the form forced, and sampled; pass@k; form and derivations.
+
+    `problems` are rows of `load_problems`. Standard errors are over problems, of which those that the verifier cannot
+    score are left out. Returns the metrics and, for each problem, the greedy answer with `right`, `in_format`,
+    `derivation_right`, `forced` (that answer), `forced_right`, `forced_derivation_right` and `samples_right`.
+    """
+    problems = [row for row in problems if settings.verifier([""], **_columns([row]))[0] is not None]
+    if not problems:
+        raise ValueError("no row can be scored by the verifier; choose another --reward_funcs, or other rows")
+    prompts = [row["prompt"] for row in problems]
+    rows = answer_questions(model, tokenizer, prompts, settings.max_new_tokens)
+    for row, problem in zip(rows, problems, strict=True):
+        row["reference"] = str(problem.get("answer", problem.get("target")))
+    _check(rows, problems, settings, "")
+    if settings.begin:
+        forced = answer_questions(model, tokenizer, prompts, settings.max_new_tokens, begin=settings.begin)
+        _check(forced, problems, settings, "forced_")
+        for row, answer in zip(rows, forced, strict=True):
+            row |= {key: answer[key] for key in answer if key.startswith("forced_")} | {"forced": answer["completion"]}
+    samples = [prompt for prompt in prompts for _ in range(settings.samples)]
+    sampled = answer_questions(model, tokenizer, samples, settings.max_new_tokens, settings.temperature)
+    _check(sampled, [row for row in problems for _ in range(settings.samples)], settings, "")
+    for i, row in enumerate(rows):
+        mine = sampled[i * settings.samples : (i + 1) * settings.samples]
+        row["samples_right"] = sum(s["right"] for s in mine)
+        row["samples_in_format"] = sum(s["in_format"] for s in mine) / max(len(mine), 1)
+    return _problem_metrics(rows, settings), rows
+
+
+def _columns(problems: Sequence[dict]) -> dict[str, list]:
+    return {name: [row[name] for row in problems] for name in problems[0] if name != "prompt"}
+
+
+def _check(answers: list[dict], problems: Sequence[dict], settings: ProblemSettings, name: str) -> None:
+    """Adds to every answer whether it is right, in the form wanted, and right in every step that can be checked."""
+    texts, columns = [a["completion"] for a in answers], _columns(problems)
+    right = [reward == 1.0 for reward in settings.verifier(texts, **columns)]
+    formed = settings.format_func(texts, **columns) if settings.format_func else [1.0] * len(texts)
+    steps = verifiers.steps(texts, **columns)
+    for answer, is_right, form, step in zip(answers, right, formed, steps, strict=True):
+        answer |= {f"{name}right": is_right, f"{name}in_format": form == 1.0}
+        answer[f"{name}derivation_right"] = is_right and step == 1.0
+
+
+def _problem_metrics(rows: list[dict], settings: ProblemSettings) -> dict:
+    names = ["right", "in_format", "derivation_right", "forced_right", "forced_derivation_right", "stopped"]
+    metrics: dict = {"problems": len(rows)}
+    for name in (name for name in names if name in rows[0]):
+        values = [float(row[name]) for row in rows]
+        metrics |= {name: sum(values) / len(values), f"{name}_stderr": standard_error(values)}
+    if settings.samples:
+        right, n = [row["samples_right"] for row in rows], settings.samples
+        for k in sorted({1, n} | {2**i for i in range(n.bit_length()) if 2**i <= n}):
+            found = PassAtK().compute(predictions=right, references=[n] * len(rows), k=k)
+            metrics |= {f"sampled_{name}": value for name, value in found.items()}
+        metrics["sampled_in_format"] = sum(row["samples_in_format"] for row in rows) / len(rows)
+    return metrics

@@ -13,12 +13,15 @@ _SHOWN = {
     "eval_bits_per_byte": "bits per byte {:.3f}",
     "eval_mean_token_accuracy": "token accuracy {:.1%}",
     "eval_accuracy": "held-out pairs right {:.1%}",
-    "objective/scores": "score {:.3f}",
+    "reward": "reward {:.3f}",
     "objective/kl": "KL {:.2f}",
     "rewards/gold/mean": "gold {:.3f}",
     "val/explained_variance": "critic explains {:.0%}",
     "val/eos_ratio": "ended {:.0%}",
-    "eval_objective/scores": "held-out score {:.3f}",
+    "completions/mean_length": "length {:.0f}",
+    "frac_reward_zero_std": "groups without spread {:.0%}",
+    "entropy": "entropy {:.2f}",
+    "eval_reward": "held-out reward {:.3f}",
     "eval_objective/kl": "held-out KL {:.2f}",
     "eval_rewards/gold/mean": "held-out gold {:.3f}",
     "grad_norm": "gradient {:.2f}",
@@ -66,7 +69,7 @@ class WriteCompletions(TrainerCallback):
             self.file.write_text("".join(kept), encoding="utf-8")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or not any(key.endswith("objective/scores") for key in logs or {}):
+        if not state.is_world_process_zero or not {"reward", "eval_reward"} & (logs or {}).keys():
             return
         held_out = any(key.startswith("eval_") for key in logs)
         prompts, answers, rewards = (list(self.samples[key]) for key in ("prompt", "completion", "rewards"))

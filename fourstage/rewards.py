@@ -26,7 +26,8 @@ from fourstage.artifact import check_parent
 def load_rewards(args) -> list[str | Callable]:
     """The reward sources that a run names: its reward model, its functions and, with weight 0, the one only reported.
 
-    Sets `args.reward_weights`, one each. `args` has reward_model_name_or_path, reward_funcs, gold_func, reward_weights.
+    Sets `args.reward_weights`, one each. `args` is a RewardArguments with reward_weights. As a control all have weight
+    0, and coin flips are trained on.
     Raises:
         ValueError: if there is none, one cannot be found, or the number of weights is another.
     """
@@ -49,8 +50,17 @@ def load_rewards(args) -> list[str | Callable]:
         gold = load_reward_func(args.gold_func)
         sources.append(_named("gold", gold))
         weights = [*weights, 0.0]
+    if args.control == "random_reward":  # each source is still reported
+        sources, weights = [*sources, random_reward], [0.0] * len(weights) + [1.0]
+    elif args.control:
+        raise ValueError(f"control={args.control!r} must be random_reward, or left out")
     args.reward_weights = weights
     return sources
+
+
+def random_reward(completions: list, **kwargs) -> list[float]:
+    """0.0 or 1.0, each with probability one half, from torch's random state (which a checkpoint keeps)."""
+    return torch.randint(2, (len(completions),)).tolist()
 
 
 def _named(name: str, function: Callable) -> Callable:

@@ -3,8 +3,11 @@
     python recipes/evaluate.py runs/base
     python recipes/evaluate.py runs/sft --dataset_name DATA --max_rows 500
 
+    python recipes/evaluate.py runs/sft --stage grpo --dataset_name DATA --verifier number --samples 8
+
 A base model is measured in bits per byte of held-out text, a tuned one by its answers to held-out questions, a reward
-model by its choices on held-out pairs. Without --dataset_name it is the part that the stage itself held out; the kind
+model by its choices on held-out pairs, a reasoning model by how often it solves held-out problems: greedily, sampled,
+and with the form of its answers forced. Without --dataset_name it is the part that the stage itself held out; the kind
 of measurement follows the stage in run.json.
 """
 
@@ -25,7 +28,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("model", metavar="DIR", help="a finished stage, any saved model, or a Hub id")
     parser.add_argument(
-        "--stage", choices=("pretrain", "sft", "reward"), help="what to measure (default: as run.json says)"
+        "--stage", choices=("pretrain", "sft", "reward", "grpo"), help="what to measure (default: as run.json says)"
     )
     parser.add_argument("--dataset_name", help="rows to measure on, all of them (default: what the stage held out)")
     parser.add_argument("--max_rows", type=int, default=200, help="rows read, from the first (default: 200)")
@@ -33,6 +36,14 @@ def arguments() -> argparse.Namespace:
         "--window", type=int, help="tokens a base model sees at once (default: its context, at most 1024)"
     )
     parser.add_argument("--max_new_tokens", type=int, default=128, help="longest answer (default: 128)")
+    problems = parser.add_argument_group("problems (stage grpo)")
+    problems.add_argument("--verifier", help="says what is right (default: the first of the run's reward_funcs)")
+    problems.add_argument("--format_func", help="says what is in the form wanted, such as think_format")
+    problems.add_argument("--begin", default="", help="text that every answer is forced to begin with, such as <think>")
+    problems.add_argument("--samples", type=int, default=4, help="answers sampled of each problem (default: 4)")
+    problems.add_argument("--temperature", type=float, default=1.0, help="of those samples (default: 1)")
+    problems.add_argument("--seed", type=int, default=0, help="of those samples (default: 0)")
+    problems.add_argument("--answers", type=Path, help="file for every problem's answer, as JSON lines")
     return parser.parse_args()
 
 
@@ -41,9 +52,6 @@ def main(args: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     from fourstage.artifact import check_parent, read_record
-    from fourstage.data import drop_overlong, held_out_rows
-    from fourstage.metrics import bits_per_byte, score_answers
-    from fourstage.preference import describe_report, measure, pair_tokens
 
     check_parent(args.model)
     record = read_record(args.model)
@@ -53,44 +61,107 @@ def main(args: argparse.Namespace) -> None:
         if not args.dataset_name:
             raise ValueError(f"{args.model} learned from prompts without answers; name rows with --dataset_name")
     if stage is None:
-        raise ValueError(f"{args.model} has no run.json; say what to measure with --stage pretrain, sft or reward")
+        raise ValueError(f"{args.model} has no run.json; say what to measure with --stage, such as sft or grpo")
     if not (args.dataset_name or record):
         raise ValueError(f"{args.model} has no run.json; name the rows to measure on with --dataset_name")
-    data_args = SimpleNamespace(**record["arguments"]["data"]) if record else None
-    seed = record["seed"] if record else 0
-    training = record["arguments"]["training"] if record else {}
-    field = "text" if args.dataset_name else training.get("dataset_text_field", "text")
-    rows = held_out_rows(stage, args.dataset_name, data_args, seed, field).take(args.max_rows)
-
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     kind = AutoModelForSequenceClassification if stage == "reward" else AutoModelForCausalLM
     model = kind.from_pretrained(args.model)
-    context = min(getattr(model.config.get_text_config(), "max_position_embeddings", 1024), 1024)
-    if stage == "reward":
-        longest = training.get("max_length") or context
-        rows = drop_overlong(rows, partial(pair_tokens, tokenizer), longest, "drop", "held-out")
-    rows = list(rows)
-    print(f"{args.model}: {model.num_parameters():,} parameters, {len(rows):,} held-out rows")
-    row = {"model": args.model, "stage": stage, "parameters": model.num_parameters(), "rows": len(rows)}
-    if stage == "pretrain":
-        window = args.window or context
-        row |= {"window": window, "bits_per_byte": bits_per_byte(model, tokenizer, (r["text"] for r in rows), window)}
-        answers = []
-    elif stage == "reward":
-        longer = not record or record["metrics"].get("length_baseline") != "shorter wins"  # as on its training rows
-        report, _ = measure(model, tokenizer, rows, longer)
-        print(describe_report(report))
-        row |= report
-        answers = []
-    else:
-        metrics, answers = score_answers(model, tokenizer, rows, args.max_new_tokens)
-        row |= metrics
+    measure = {"pretrain": measure_texts, "sft": measure_answers, "reward": measure_pairs, "grpo": measure_problems}
+    metrics, answers = measure[stage](args, record, model, tokenizer)
+    row = {"model": args.model, "stage": stage, "parameters": model.num_parameters(), **metrics}
     for answer in answers[:8]:
         print(f"  {answer['prompt'][-1]['content'][-100:]!r}\n    -> {answer['completion'][:160]!r}")
         print(f"    reference: {answer['reference'][:160]!r}")
     print(json.dumps(row))
     if Path(args.model).is_dir():
         (Path(args.model) / "evaluation.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+
+
+def held_out(args, record: dict | None, model, stage: str, convert=None):
+    """The rows to measure on, and says how many; not yet in memory."""
+    from fourstage.data import describe, held_out_rows
+
+    data_args = SimpleNamespace(**record["arguments"]["data"]) if record else None
+    seed = record["seed"] if record else 0
+    rows = held_out_rows(stage, args.dataset_name, data_args, seed, convert).take(args.max_rows)
+    print(f"{args.model}: {model.num_parameters():,} parameters, {describe(rows)} held out")
+    return rows
+
+
+def settings_of(record: dict | None) -> dict:
+    return record["arguments"]["training"] if record else {}
+
+
+def context_of(model) -> int:
+    return min(getattr(model.config.get_text_config(), "max_position_embeddings", 1024), 1024)
+
+
+def measure_texts(args, record: dict | None, model, tokenizer) -> tuple[dict, list]:
+    from fourstage.metrics import bits_per_byte
+    from fourstage.rows import text_row
+
+    field = "text" if args.dataset_name else settings_of(record).get("dataset_text_field", "text")
+    rows = held_out(args, record, model, "pretrain", lambda row: text_row(row, field))
+    window = args.window or context_of(model)
+    texts = [row["text"] for row in rows]
+    return {"rows": len(texts), "window": window, "bits_per_byte": bits_per_byte(model, tokenizer, texts, window)}, []
+
+
+def measure_pairs(args, record: dict | None, model, tokenizer) -> tuple[dict, list]:
+    from fourstage.data import drop_overlong
+    from fourstage.preference import describe_report, measure, pair_tokens
+
+    rows = held_out(args, record, model, "reward")
+    longest = settings_of(record).get("max_length") or context_of(model)
+    rows = list(drop_overlong(rows, partial(pair_tokens, tokenizer), longest, "drop", "held-out"))
+    longer = not record or record["metrics"].get("length_baseline") != "shorter wins"  # as on its training rows
+    report, _ = measure(model, tokenizer, rows, longer)
+    print(describe_report(report))
+    return {"rows": len(rows), **report}, []
+
+
+def measure_answers(args, record: dict | None, model, tokenizer) -> tuple[dict, list]:
+    from fourstage.metrics import score_answers
+
+    rows = list(held_out(args, record, model, "sft"))
+    metrics, answers = score_answers(model, tokenizer, rows, args.max_new_tokens)
+    return {"rows": len(rows), **metrics}, answers
+
+
+def measure_problems(args, record: dict | None, model, tokenizer) -> tuple[dict, list]:
+    from transformers import set_seed
+
+    from fourstage.data import problem_format
+    from fourstage.metrics import ProblemSettings, score_problems
+    from fourstage.rewards import load_reward_func
+
+    if record and record["stage"] != "grpo" and not args.dataset_name:
+        raise ValueError(f"{args.model} was not tuned on problems; name some with --dataset_name")
+    training = settings_of(record) if record and record["stage"] == "grpo" else {}
+    verifier = args.verifier or next(iter(training.get("reward_funcs") or []), None)
+    if verifier is None:
+        raise ValueError("no verifier is known; name one with --verifier, such as number")
+    settings = ProblemSettings(
+        verifier=load_reward_func(verifier),
+        format_func=load_reward_func(args.format_func) if args.format_func else None,
+        begin=args.begin,
+        samples=args.samples,
+        temperature=args.temperature,
+        max_new_tokens=args.max_new_tokens,
+    )
+    # The run's own rows and checks, so that what it held out is the same here.
+    functions = [load_reward_func(name) for name in training.get("reward_funcs") or [verifier]]
+    format_args = SimpleNamespace(
+        unverifiable=training.get("unverifiable", "drop"), system_prompt=training.get("system_prompt")
+    )
+    rows = list(held_out(args, record, model, "grpo", problem_format(functions, format_args)))
+    set_seed(args.seed)
+    metrics, answers = score_problems(model, tokenizer, rows, settings)
+    if args.answers:
+        lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
+        args.answers.write_text("".join(lines), encoding="utf-8")
+    return {"rows": len(rows), "verifier": verifier, **metrics}, answers
 
 
 if __name__ == "__main__":

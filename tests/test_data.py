@@ -23,6 +23,7 @@ from fourstage.data import (
     load_texts,
 )
 from fourstage.demo import DEFINITIONS, POLITE, demo_rows
+from fourstage.rows import text_row
 
 TEXTS = [f"Document {i}, with an é and a \U0001f600." for i in range(40)]
 
@@ -117,7 +118,7 @@ def test_text_of_another_column(tmp_path):
     name = write(tmp_path / "a.jsonl", jsonl([{"story": "a", "text": 1}, {"story": "b", "text": 2}]))
     train, test = load_texts(DataArguments(dataset_name=name), 0, "story")
     assert sorted(texts(train) + texts(test)) == ["a", "b"]
-    assert sorted(texts(held_out_rows("pretrain", name, None, 0, "story"))) == ["a", "b"]
+    assert sorted(texts(held_out_rows("pretrain", name, None, 0, lambda row: text_row(row, "story")))) == ["a", "b"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -482,7 +483,13 @@ def test_the_stages_own_defaults_are_used_without_arguments(monkeypatch, tmp_pat
 
 @pytest.mark.parametrize(
     "stage, training, held_out",
-    [("pretrain", 3_000, 100), ("sft", 1_800, 100), ("reward", 1_600, 200), ("ppo", 1_600, 100)],
+    [
+        ("pretrain", 3_000, 100),
+        ("sft", 1_800, 100),
+        ("reward", 1_600, 200),
+        ("ppo", 1_600, 100),
+        ("grpo", 5_390, 1_249),
+    ],
 )
 def test_the_embedded_data_is_the_same_every_time(stage, training, held_out):
     train, test = demo_rows(stage)
@@ -495,6 +502,7 @@ def test_the_embedded_data_is_the_same_every_time(stage, training, held_out):
         "sft": {"prompt", "completion"},
         "reward": {"prompt", "chosen", "rejected", "kind"},
         "ppo": {"prompt"},
+        "grpo": {"prompt", "answer", "derivation"},
     }
     assert set(train[0]) == columns[stage]
 
@@ -508,7 +516,7 @@ def test_held_out_embedded_rows_are_not_in_training(stage, at_least):
         row
         for row in test
         if any(text in row for text in DEFINITIONS.values())
-        or (stage != "pretrain" and " + " in row)
+        or (stage != "pretrain" and " + " in row and "<think>" not in row)
         or (stage == "reward" and any(f" {term}" in row for term in DEFINITIONS))
     ]
     fresh = set(test) - set(recall)

@@ -1,13 +1,14 @@
 """The embedded data: small texts and conversations written by the code below, the same ones every time.
 
-Stories, questions about them, sums, a few definitions, and pairs of answers of which one is polite, for trying a recipe
-in a minute. Names, colours and places
-are combined at random from the tables; held-out rows are other combinations, apart from definitions and short sums,
-which can only be recalled.
+Stories, questions about them, sums, a few definitions, pairs of answers of which one is polite, and sums of two steps
+to reason about, for trying a recipe in a minute. Names, colours and places are combined at random from the tables;
+held-out rows are other combinations, apart from definitions and short sums, which can only be recalled.
 """
 
 import random
 from collections.abc import Callable
+
+from fourstage.demo import chains
 
 NAMES = [
     "Ada",
@@ -58,11 +59,13 @@ CURT = ("{}", "{} That is all.", "{} Next.")
 
 def demo_rows(stage: str) -> tuple[list[dict], list[dict]]:
     """(training rows, held-out rows) for `pretrain` (column text), `sft` (columns prompt and completion) `reward`
-    (columns prompt, chosen, rejected and kind) or `ppo` (column prompt).
+    (prompt, chosen, rejected and kind), `ppo` (prompt) or `grpo` (prompt, answer and derivation).
 
     Raises:
         ValueError: for a stage that has no embedded data.
     """
+    if stage == "grpo":
+        return _problems()
     makers = {
         "pretrain": (_document, 3_000, 100),
         "sft": (_demonstration, 1_800, 100),
@@ -70,9 +73,18 @@ def demo_rows(stage: str) -> tuple[list[dict], list[dict]]:
         "ppo": (_prompt, 1_600, 100),
     }
     if stage not in makers:
-        raise ValueError(f"fourstage/demo has no data for {stage!r}; it has {', '.join(makers)}")
+        raise ValueError(f"fourstage/demo has no data for {stage!r}; it has {', '.join(makers)}, grpo")
     make, training, held_out = makers[stage]
     return _distinct(make, training, held_out, random.Random(f"{stage} 0"))
+
+
+def _problems() -> tuple[list[dict], list[dict]]:
+    """Every problem of two steps, in random order; those held out are in no demonstration either."""
+    chance = random.Random("grpo 0")
+    train, test = ([chains.problem(t, chance) for t in chains.triples(held_out)] for held_out in (False, True))
+    chance.shuffle(train)
+    chance.shuffle(test)
+    return train, test
 
 
 def _distinct(make: Callable, training: int, held_out: int, chance: random.Random) -> tuple[list[dict], list[dict]]:
@@ -122,7 +134,7 @@ def _document(chance: random.Random) -> dict:
         return {"text": " ".join(chance.choice(ASKING).format(term) for term in chance.choices(list(DEFINITIONS), k=4))}
     if kind < 0.9:
         return {"text": " ".join(chance.sample(list(DEFINITIONS.values()), 2)), "recall": True}
-    return {"text": " ".join(answer for _, answer in (_sum(chance) for _ in range(5)))}
+    return {"text": chains.facts(chance)}
 
 
 def _conversation(chance: random.Random) -> dict:
@@ -142,7 +154,13 @@ def _conversation(chance: random.Random) -> dict:
 
 
 def _demonstration(chance: random.Random) -> dict:
-    """A right answer as people write them: half are plain, the others polite or rude, which stage 3 then settles."""
+    """A right answer as people write them: half are plain, the others polite or rude, which stage 3 then settles.
+
+    Every fourth is a sum of two steps, worked out between think tags, for stage 4 to go on from: too few to learn it
+    well.
+    """
+    if chance.random() < 0.25:
+        return chains.demonstration(chains.problem(chance.choice(chains.triples(held_out=False)), chance))
     row = _conversation(chance)
     style = chance.choices(("{}", chance.choice(POLITE), chance.choice(RUDE)), weights=(2, 1, 1))[0]
     answer = style.replace("{}", row["completion"][0]["content"])

@@ -5,8 +5,8 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from fourstage.arguments import RewardArguments, choose_by_device
 from fourstage.arguments import _option as option
-from fourstage.arguments import choose_by_device
 
 
 @dataclass
@@ -78,19 +78,12 @@ class PPOConfig(GRPOConfig):
 
 
 @dataclass
-class PPORunConfig(PPOConfig):
+class PPORunConfig(RewardArguments, PPOConfig):
     """What recipes/ppo.py adds: where the rewards come from, and how a run is kept and watched."""
 
     output_dir: str | None = option("runs/ppo", "The run folder: everything the stage leaves is in it.")
     resume_from_checkpoint: str | None = option(
         "auto", "auto: go on where a run with the same settings was cut off; or the path of a checkpoint."
-    )
-    reward_model_name_or_path: str | None = option(None, "Reward model: a folder such as runs/reward, or a Hub id.")
-    reward_funcs: list[str] | None = option(
-        None, "Reward functions: names in fourstage.verifiers, or dotted paths of functions that are called as TRL's."
-    )
-    gold_func: str | None = option(
-        None, "A reward function that is only reported, never trained on: it shows when the reward is gamed."
     )
     value_model_name_or_path: str | None = option(
         None, "Critic: value/ of an earlier run or a classifier with one label. Default: a copy of the reward model."
