@@ -15,51 +15,53 @@ from fractions import Fraction
 
 from fourstage.verifiers.arithmetic import equations, expression
 from fourstage.verifiers.letters import final_letter
-from fourstage.verifiers.numerals import final_number, lump, number_in
+from fourstage.verifiers.numerals import final_amount, gold_amount, lump
 from fourstage.verifiers.plain import final_part, plain, text_of
 
 __all__ = ["exact", "number", "choice", "countdown", "think_format", "length", "steps"]
 
+_ANSWER_IS = re.compile(r"^\W*(?:so |thus,? |therefore,? )?(?:the )?(?:final |correct )?answer(?: is|:)\W{0,3}", re.I)
+
 
 def exact(completions: list, answer: list, **kwargs) -> list[float | None]:
-    """1.0 where the completion is the row's `answer`, apart from case, outer white space and a final full stop.
+    """1.0 where the completion, or its final part, is the row's `answer`, apart from case, white space and markup.
 
-    Both are compared in Unicode's NFKC form. None where a row has no answer.
+    The final part is what `plain.final_part` says, without "The answer is" before it. Both are compared in Unicode's
+    NFKC form, without a final full stop or quotes and asterisks around them. None where a row has no answer.
 
     Example: "Paris. " against "paris" -> 1.0; "Paris, France" against it -> 0.0.
     """
     return [
-        None if wanted is None else float(_normal(text_of(completion)) == _normal(str(wanted)))
+        None if wanted is None else float(_normal(str(wanted)) in _readings(text_of(completion)))
         for completion, wanted in zip(completions, answer, strict=True)
     ]
 
 
+def _readings(text: str) -> set[str]:
+    part = final_part(text)[0]
+    return {_normal(text), _normal(part), _normal(_ANSWER_IS.sub("", part, count=1))}
+
+
 def _normal(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).strip().lower().removesuffix(".").strip()
+    words = " ".join(unicodedata.normalize("NFKC", text).lower().split())
+    return words.strip("*_`\"' ").removesuffix(".").strip("*_`\"' ")
 
 
 def number(completions: list, answer: list, **kwargs) -> list[float | None]:
     r"""1.0 where the completion's final number is the row's `answer`, exactly: they are compared as fractions.
 
-    `numerals.final_number` says which number of a text is final, and how it may be written. There is no tolerance:
-    0.333 is not 1/3. Units and percent signs do not count: 50% is 50, not 0.5. None where
-    `answer` is not one number, words after it allowed.
+    `numerals.final_amount` says which number of a text is final, and how it may be written. There is no tolerance:
+    0.333 is not 1/3. Units do not count. 50% is 50, and 0.5 too. None where `answer` is not one number, with words at
+    most after it.
 
     Example: answer "72": "#### 72", "It is $72.00." -> 1.0; "72 or 73", "70 + 2" -> 0.0. Answer "2:30" -> None.
     """
     rewards: list[float | None] = []
     for completion, wanted in zip(completions, answer, strict=True):
-        gold = _gold_number(wanted)
-        rewards.append(None if gold is None else float(final_number(text_of(completion)) == gold))
+        gold = gold_amount(wanted)
+        found = None if gold is None else final_amount(text_of(completion))
+        rewards.append(None if gold is None else float(found is not None and found.equals(gold)))
     return rewards
-
-
-def _gold_number(wanted: object) -> Fraction | None:
-    if wanted is None or isinstance(wanted, bool):
-        return None
-    part = final_part(str(wanted))[0]
-    before = re.split(r"\d|=", plain(part), maxsplit=1)[0]
-    return None if re.search("[A-Za-z]{2}", before) else number_in(part, alone=True)  # June 20 is no 20
 
 
 def choice(completions: list, answer: list, **kwargs) -> list[float | None]:
@@ -79,7 +81,7 @@ def choice(completions: list, answer: list, **kwargs) -> list[float | None]:
 def countdown(completions: list, nums: list, target: list, **kwargs) -> list[float | None]:
     r"""1.0 where the completion's final expression has the value `target` and uses each of `nums` exactly once.
 
-    The expression stands where `plain.final_part` says, of unmarked text in the last line that is not empty; words
+    The expression stands where `plain.final_part` says, of it in the last line or sentence with an operator; words
     before it and "= value" after it, if true, are allowed. It has + - * / (also x, ÷, \times, \div, \frac{a}{b}),
     parentheses and the numbers as given, no signs or powers: see `arithmetic.expression` for its limits. Values are
     exact fractions; what divides by zero is wrong. None where `nums` or `target` is missing or not of numbers.
@@ -99,8 +101,8 @@ def _fraction(value: object) -> Fraction | None:
 
 
 def _makes(text: str, numbers: list[Fraction], goal: Fraction) -> float:
-    lines = [line for line in plain(final_part(text)[0]).splitlines() if line.strip()]
-    line = re.sub(r"^[A-Za-z ,'\"]*", "", lines[-1].rpartition(":")[2]).rstrip(" .\t") if lines else ""
+    said = [s for s in re.split(r"\n|[.](?=\s)", plain(final_part(text)[0])) if re.search(r"\d.*[-+*/x]", s)]
+    line = re.sub(r"^[A-Za-z ,'\"]*", "", said[-1].rpartition(":")[2]).rstrip(" .\t") if said else ""
     sides = [expression(_round(side)) for side in line.split("=")]
     if None in sides or any(side.operators for side in sides[1:]):
         return 0.0

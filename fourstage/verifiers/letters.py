@@ -9,15 +9,16 @@ _LETTER = r"(?<![\w'-])([A-E])(?![\w'-])(?!\+)"
 _ARTICLE = re.compile(r"A {1,3}(?!(?:is|because|since|and|or|as|would|must)\b)[a-z]")
 _NEAR = r"[^A-Za-z0-9\n]{0,8}"
 _CUE = re.compile(
-    rf"(?<!not )(?<!not the )\b(?i:answer|ans|option|choice){_NEAR}"
+    rf"\b(?i:answer|ans|option|choice|choose|pick|select){_NEAR}"
     rf"(?:(?i:is|be|must|should|would|the|correct|right|letter|option|choice|answer|therefore|clearly)\b{_NEAR}){{0,5}}"
-    r"(?<![\w'-])(?:([A-E])|([a-e])(?=\s{0,3}(?:\)|[.]?\s{0,3}$)))(?![\w'-])",
+    r"(?<![\w'-])(?:([A-E])|([a-e])(?=\s{0,3}(?:\)|[.]?\s{0,3}$|is (?:correct|right))))(?![\w'-])",
     re.M,
 )
 _CALLED_RIGHT = re.compile(rf"{_LETTER}[)\]]? (?:is|must be) (?:the )?(?:correct|right|answer|best|true)")
 _LEADING = re.compile(r"\s{0,8}[(\[{]{0,2}([A-Ea-e])(?:[)\]}]{1,2}|[.:](?=\s|$)|\s{0,3}$)")
 _OTHER = re.compile(rf"[)\]}}\s,./&]{{0,4}}(?:(?:or|and|nor) {{1,3}})?[(\[]?{_LETTER}")
-_ENDING = re.compile(rf"\b(?:is|it's|choose|chose|pick|select) {{1,3}}[(\[]?{_LETTER}[)\].\s]{{0,5}}$")
+_NEGATED = re.compile(rf",? (?:and )?not (?:(?:option|choice) )?[(]?{_LETTER}[)]?")
+_ENDING = re.compile(rf"\b(?:is|it's|chose|so|leaves|thus|therefore|hence),? {{1,3}}[(\[]?{_LETTER}[)\].\s]{{0,5}}$")
 _BRACKETED = re.compile(r"\(([A-E])\)")
 
 
@@ -25,14 +26,15 @@ def final_letter(text: str) -> str | None:
     r"""The letter, A to E, that a text chooses; None where it chooses none, or two at once.
 
     In a marked part (`plain.final_part`), the only letter that stands alone, or the one it begins with, as in
-    "B) 12". Else what follows the last "answer is", "answer:", "option" or "choice". Else, in the last line that is not
-    empty: the letter before "is correct", or after "is" or "choose" at its end; the one that begins it; the only one in
-    parentheses. The article A and letters in words do not count.
+    "B) 12". Else what follows the last "answer is", "answer:", "option" or "choose". Else, in the last line that is not
+    empty: the letter before "is correct", or after "is" or "so" at its end; the one that begins it; the only one in
+    parentheses. The article A, letters in words, and those after
+    "not" do not count.
 
     Example: "The answer is (B)." -> "B"; "#### C" -> "C"; "A dog barks." -> None; "A or B" -> None.
     """
     part, marked = final_part(text)
-    part = plain(part)
+    part = _NEGATED.sub(" ", plain(part))
     said = _said(part)
     if marked:
         return _marked(part, said)

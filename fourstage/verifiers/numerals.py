@@ -5,6 +5,7 @@ all up to its last = is dropped, is read. One with more in it, such as 10-3, 5x 
 part of it is taken for one.
 """
 
+import itertools
 import re
 from fractions import Fraction
 from typing import NamedTuple
@@ -19,17 +20,35 @@ NUMBER = r"(?<![\w.])\.\d+|\d(?:[\d,.:\u2009]*\d)?(?:[eE][+-]?\d{1,3}(?!\w))?"
 _LUMP = re.compile(r"(\d{1,3}(?:,\d{3})+|\d{1,3}(?:\u2009\d{3})+|\d*)(\.\d+)?(?:[eE]([+-]?\d{1,3}))?")
 _TOKEN = re.compile(
     rf"(?P<number>{NUMBER})|(?P<word>[A-Za-z](?:['-]?[A-Za-z0-9])*)|(?P<sign>-)|(?P<operator>[+*/^])|(?P<equals>=)"
-    r"|(?P<bracket>[()\[\]{}])|(?P<space>[ \t\u2009%]+)|(?P<end>[^\\_<>!\u0370-\u03ff\u221a\u221e\u00b1\u2264\u2265])"
+    r"|(?P<bracket>[()\[\]{}])|(?P<space>[ \t\u2009]+)|(?P<percent>%)"
+    r"|(?P<end>[^\\_<>!\u0370-\u03ff\u221a\u221e\u00b1\u2264\u2265])"
     r"|(?P<bad>\\[A-Za-z]*|.)",
     re.S,
 )
 _TEN_TO_THE = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SPOKEN = [
-    (r"(\d) ?dollars? and (\d{1,2}) ?cents?(?![a-z])", lambda m: f"{m[1]}.{m[2]:>02} dollars"),
-    (rf"(?<=\d)[ -]?({'|'.join(_TEN_TO_THE)})s?(?![a-z])", lambda m: f"e{_TEN_TO_THE[m[1].lower()]} "),
-    (r"(?<=\d) and (?=\d{1,100}/\d)", " "),  # 2 and 1/2
-    (r"(?<![a-z])(?:negative|minus) (?=[\d.])", "-"),
+    (re.compile(pattern, re.I), replacement)
+    for pattern, replacement in [
+        (r"(\d) ?dollars? and (\d{1,2}) ?cents?(?![a-z])", lambda m: f"{m[1]}.{m[2]:>02} dollars"),
+        (r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])", lambda m: m[0].replace(" ", "\u2009")),  # 10 000
+        (rf"(?<=\d)[ -]?({'|'.join(_TEN_TO_THE)})s?(?![a-z])", lambda m: f"e{_TEN_TO_THE[m[1].lower()]} "),
+        (r"(?<=\d) and (?=\(?\d{1,100}/\d)", " "),  # 2 and 1/2
+        (r"(?<=\d) ?per ?cent(?![a-z])", "%"),
+        (r"(?<![a-z])(?:negative|minus) (?=[\d.])", "-"),
+        (rf"(?<![a-z])(?:not|instead of|rather than) [+-]?(?:{NUMBER})", " "),
+    ]
 ]
+_BRACKETS = re.compile(r"\([^()\n]{1,200}\)")
+_SAID = re.compile(
+    r"\banswers?\b(?:[^.:=\n\d]{0,40}?\b(?:is|are|equals)\b|\s{0,2}[:=])\s{0,3}[:=]?(?=\W{0,20}\w)", re.I
+)
+_STOP = re.compile(r"[.!?](?=\s|$)|\n")
+_HEDGE = re.compile(r"\W*(?:(?:about|approximately|exactly|just|only|now|then|thus|therefore|USD)\W{1,3})?\W*", re.I)
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_SMALL = {word: value for value, word in enumerate(["zero", *_ONES, *_TEENS])}
+_WORD = re.compile(rf"\W{{0,9}}(?:({'|'.join(_TENS)})(?:[ -]({'|'.join(_ONES)}))?|({'|'.join(_SMALL)}))(?![\w-])", re.I)
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)(?![A-Za-z])")
 _UNITS = re.compile(r"[mgshlL]|[mcdk]m|k?g|mg|lbs?|oz|[md][lL]|cl|ft|in|yd|mi|hrs?|min|sec|[ap]m|[mk]ph|pts")
 _ALONE = re.compile(r"[mgshlL]")  # single letters that are a unit, not a variable
@@ -45,29 +64,88 @@ class Token(NamedTuple):
     end: int
 
 
+class Amount(NamedTuple):
+    """A number that was read, and whether a percent sign follows it: 50% is Amount(50, True)."""
+
+    value: Fraction
+    percent: bool
+
+    def equals(self, other: "Amount") -> bool:
+        """Exactly; a percent sign on one side only may count or not: 50% equals 50 and 0.5, but 0.5 is not 50."""
+        if self.value == other.value:
+            return True
+        if self.percent == other.percent:
+            return False
+        percent, bare = (self, other) if self.percent else (other, self)
+        return percent.value == 100 * bare.value
+
+
 def final_number(text: str) -> Fraction | None:
+    """The value of `final_amount`, in which 50% is 50; None where there is none."""
+    amount = final_amount(text)
+    return None if amount is None else amount.value
+
+
+def final_amount(text: str) -> Amount | None:
     r"""The number that a text ends with as its final answer; None where that is not one number.
 
-    It is looked for where `plain.final_part` says. There, a marked part must hold one number only, with units or words
-    at most; in other text the last number counts, whatever it says of itself. Percent, currencies and units do not
-    count: 50% is 50. A fraction that comes out whole, such as 48/2, is a division left undone, and no number.
+    It is looked for where `plain.final_part` says. A marked part must hold one number only, with units or words at
+    most. In other text it is the number right after the last "answer is" or "answer:", or the last of that sentence;
+    else the last of all. Of two with "or" or "and" between them neither is read. What stands after "not", or among
+    words in brackets, does not count, nor do units, currencies, times of day and ordinals. Words, zero to ninety-nine,
+    count where there are no digits and they come first. A fraction that comes out whole, such as 48/2, is a division
+    left undone, and no number.
 
     Example: "#### 1,250" -> 1250; r"\boxed{-\frac{3}{4}}" -> -3/4; "so 2 1/2 cups." -> 5/2; "10-3" -> None.
     """
     part, marked = final_part(text)
-    return number_in(part, marked)
+    part = plain(part)
+    if marked:
+        return _amount(part, alone=True)
+    said = None
+    for said in _SAID.finditer(part):  # noqa: B007 (the last one)
+        pass
+    if said is None:
+        return _amount(part, alone=False)
+    part = part[said.end() :]
+    sentence = _STOP.split(part, maxsplit=1)[0]
+    return _amount(sentence if re.search(r"\w", sentence) else part, alone=False, first=True)
 
 
-def number_in(text: str, alone: bool) -> Fraction | None:
-    """The last number of a text, or, if `alone`, the only one; None where there is none, or it is part of more."""
-    found, text = None, plain(text)
+def gold_amount(answer: object) -> Amount | None:
+    """The number that a row's answer is, by the rules for marked text; None where words stand before it (June 20)."""
+    if answer is None or isinstance(answer, bool):
+        return None
+    part = plain(final_part(str(answer))[0])
+    before = re.split(r"\d|=", part, maxsplit=1)[0]
+    return _amount(part, alone=True) if not re.search("[A-Za-z]{2}", before.replace("minus", "")) else None
+
+
+def _amount(text: str, alone: bool, first: bool = False) -> Amount | None:
+    """The last number of a plain text, the first if it begins with it, or, if `alone`, the only one."""
+    if not re.search(r"\d", text):
+        return _in_words(text)
     for pattern, replacement in _SPOKEN:
-        text = re.sub(pattern, replacement, text, flags=re.I)
-    for run in _runs(text, alone):
-        if alone and (found is not None or not _is_answer(run)):
-            return None
-        found = run
-    return None if found is None else _value(found)
+        text = pattern.sub(replacement, text)
+    without_asides = _BRACKETS.sub(lambda m: " " * len(m[0]) if re.search("[A-Za-z]{2}", m[0]) else m[0], text)
+    runs = _runs(without_asides, alone) or _runs(text, alone)
+    if alone and (len(runs) > 1 or not all(map(_is_answer, runs))):
+        return None
+    if not runs:
+        return None
+    chosen = 0 if first and _HEDGE.match(text).end() >= runs[0][0].start else len(runs) - 1
+    between = [text[a[-1].end : b[0].start].strip(" $") for a, b in itertools.pairwise(runs)]
+    if {"or", "and"} & set(between[max(chosen - 1, 0) : chosen + 1]):
+        return None
+    return _value(runs[chosen])
+
+
+def _in_words(text: str) -> Amount | None:
+    word = _WORD.match(text)
+    if word is None:
+        return None
+    tens, ones, small = (part and part.lower() for part in word.groups())
+    return Amount(Fraction(10 * _TENS.index(tens) + 20 + _SMALL[ones or "zero"] if tens else _SMALL[small]), False)
 
 
 def lump(text: str) -> Fraction | None:
@@ -97,7 +175,7 @@ def _runs(text: str, alone: bool) -> list[list[Token]]:
 
 
 def _tokens(text: str, alone: bool) -> list[Token]:
-    """All tokens but spaces, their kinds: number, bad, sign, operator, equals, bracket and break."""
+    """All tokens but spaces, their kinds: number, percent, bad, sign, operator, equals, bracket and break."""
     tokens: list[Token] = []
     for match in _TOKEN.finditer(text):
         kind, last = match.lastgroup, tokens[-1] if tokens else None
@@ -106,6 +184,8 @@ def _tokens(text: str, alone: bool) -> list[Token]:
             if after_number and _ORDINAL.match(match[0]):
                 tokens.pop()  # 6th is no amount
             kind = _word_kind(match[0], after_number, alone)
+        elif kind == "number" and ":" in match[0]:
+            kind = "bad" if alone else "break"  # a time of day
         elif match[0] == "[" and alone:
             kind = "bad"  # an interval
         elif match[0] == "!":
@@ -137,19 +217,20 @@ def _word_kind(word: str, after_number: bool, alone: bool) -> str:
 def _is_answer(run: list[Token]) -> bool:
     """Whether what stands before the last = is a name, as in x = 5, or a sum, as in 48/2 = 24, not an equation."""
     equals = max((at for at, token in enumerate(run) if token.kind == "equals"), default=0)
-    left = [token for token in run[:equals] if token.kind not in ("bracket", "equals")]
+    left = [token for token in run[:equals] if token.kind not in ("bracket", "equals", "percent")]
     if any(token.kind == "number" for token in left):
         between = [left[at : at + 2] for at, token in enumerate(left) if token.text in ("x", "X")]
         return all(t.kind != "bad" for t in left) and all(len(b) == 2 and b[1].kind == "number" for b in between)
     return all(token.kind == "bad" or token.text in ("x", "X") for token in left)
 
 
-def _value(run: list[Token]) -> Fraction | None:
+def _value(run: list[Token]) -> Amount | None:
     """The number that a run is; None where it is more than one number."""
     equals = max((at for at, token in enumerate(run) if token.kind == "equals"), default=-1)
     run, after_equals = run[equals + 1 :], equals >= 0
+    percent = any(token.kind == "percent" for token in run)
     negative, run = _signed(run, after_equals)
-    tokens = [token for token in run if token.kind != "bracket"]
+    tokens = [token for token in run if token.kind not in ("bracket", "percent")]
     if tokens and tokens[-1].kind == "sign":  # a dash, as in 5-year or "5 - as asked"
         tokens.pop()
     shape = "".join("n" if t.kind == "number" else "-" if t.kind == "sign" else t.text for t in tokens)
@@ -157,7 +238,7 @@ def _value(run: list[Token]) -> Fraction | None:
     if None in values:
         return None
     value = _shaped(shape, values, tokens)
-    return -value if negative and value is not None else value
+    return None if value is None else Amount(-value if negative else value, percent)
 
 
 def _signed(run: list[Token], after_equals: bool) -> tuple[bool, list[Token]]:
