@@ -16,10 +16,11 @@ from fractions import Fraction
 from fourstage.verifiers.arithmetic import equations, expression
 from fourstage.verifiers.letters import final_letter
 from fourstage.verifiers.numerals import final_amount, gold_amount, lump
-from fourstage.verifiers.plain import final_part, plain, text_of
+from fourstage.verifiers.plain import TAIL, final_part, plain, text_of
 
 __all__ = ["exact", "number", "choice", "countdown", "think_format", "length", "steps"]
 
+_OPERATION = re.compile(r"(?:[-+*/]|\bx) ?[\d(]")
 _ANSWER_IS = re.compile(r"^\W*(?:so |thus,? |therefore,? )?(?:the )?(?:final |correct )?answer(?: is|:)\W{0,3}", re.I)
 
 
@@ -39,7 +40,7 @@ def exact(completions: list, answer: list, **kwargs) -> list[float | None]:
 
 def _readings(text: str) -> set[str]:
     part = final_part(text)[0]
-    return {_normal(text), _normal(part), _normal(_ANSWER_IS.sub("", part, count=1))}
+    return {_normal(text[: TAIL + 1]), _normal(part), _normal(_ANSWER_IS.sub("", part, count=1))}
 
 
 def _normal(text: str) -> str:
@@ -101,7 +102,7 @@ def _fraction(value: object) -> Fraction | None:
 
 
 def _makes(text: str, numbers: list[Fraction], goal: Fraction) -> float:
-    said = [s for s in re.split(r"\n|[.](?=\s)", plain(final_part(text)[0])) if re.search(r"\d.*[-+*/x]", s)]
+    said = [s for s in re.split(r"\n|[.](?=\s)", plain(final_part(text)[0])) if _OPERATION.search(s)]
     line = re.sub(r"^[A-Za-z ,'\"]*", "", said[-1].rpartition(":")[2]).rstrip(" .\t") if said else ""
     sides = [expression(_round(side)) for side in line.split("=")]
     if None in sides or any(side.operators for side in sides[1:]):

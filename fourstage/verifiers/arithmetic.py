@@ -1,5 +1,6 @@
 """Sums with + - * / and parentheses: their exact values, and the equations of a derivation. Nothing is executed."""
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -11,7 +12,7 @@ from fourstage.verifiers.plain import plain
 LENGTH = 500  # characters of an expression
 DEPTH = 20  # parentheses within parentheses
 NUMBERS = 50  # in an expression
-DERIVATION = 16_384  # characters of a derivation, its first
+DERIVATION = 8192  # characters of a derivation, its first
 EQUATIONS = 100  # different ones of a derivation, its first
 
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
@@ -163,14 +164,15 @@ def equations(text: str) -> list[Equation]:
     Of "a = b = c" these are a = b and b = c. GSM8K's annotations, <<48/2=24>>, count, and so does the text without
     them. A percent sign divides by 100 or is left out, whichever is right. Not checked: sides with letters, powers,
     roots or words in them, and two sides without an operator.
-    Of the text the first 16,384 characters are read, and the first 100 equations.
+    Of the text the first 8,192 characters are read, and the first 100 equations.
 
     Example: "6*2=<<6*2=12>>12, then 12 - 5 = 8" -> [6*2=12, 12-5=8], of which the first holds.
     """
     found: dict[tuple, Equation] = {}
-    for line in text[:DERIVATION].splitlines():
+    lines = _NUMBERED.sub(" ", plain(text[:DERIVATION])).splitlines()
+    for line in dict.fromkeys(line for line in lines if "=" in line):
         for part in [*_ANNOTATION.findall(line), _ANNOTATION.sub(" ", line)]:
-            for equation in _equations(_NUMBERED.sub(" ", plain(part))) if "=" in part else ():
+            for equation in _equations(part):
                 found.setdefault(equation.key, equation)
             if len(found) >= EQUATIONS:
                 return list(found.values())[:EQUATIONS]
@@ -179,14 +181,18 @@ def equations(text: str) -> list[Equation]:
 
 def _equations(text: str) -> Iterator[Equation]:
     for run in _runs(text):
-        exact, loose = _pairs(run), _pairs(run.replace("%", ""))
+        if "=" not in run:
+            continue
+        exact = _pairs(run)
+        loose = _pairs(run.replace("%", "")) if "%" in run else exact
         yield from (e if e.holds else other for e, other in zip(exact, loose, strict=False))
 
 
 def _pairs(run: str) -> list[Equation]:
     """Each two neighbouring sides that can be checked."""
-    sides = [_side(side) for side in run.split("=")]
-    pairs = zip(sides, sides[1:], strict=False)
+    texts = run.split("=")
+    read = {text: _side(text) for text in set(texts)}  # a model that repeats itself is read once
+    pairs = [(read[left], read[right]) for left, right in itertools.pairwise(texts)]
     return [Equation(left, right) for left, right in pairs if left and right and left.operators + right.operators]
 
 

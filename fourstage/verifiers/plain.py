@@ -133,7 +133,8 @@ def plain(text: str) -> str:
 
 
 def _ascii(text: str) -> str:
-    text = _VULGAR.sub(lambda m: f"{m[1]} {_vulgar(m)}" if m[1] else _vulgar(m), text)
+    text = _VULGAR.sub(lambda m: f"{m[1]} {_vulgar(m)}" if m[1] else _vulgar(m), text, count=100)
+    text = _VULGAR.sub("_", text)  # so many are no answer; they would make the text long, and it would take long
     text = _SUPERSCRIPT.sub(lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", text.translate(_UNICODE))
     return _NOT_ASCII.sub(lambda m: _ascii_sign(m[0]), text)
 
