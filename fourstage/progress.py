@@ -61,6 +61,7 @@ class WriteCompletions(TrainerCallback):
 
     def __init__(self, trainer, file: Path, answers: int = 4):
         self.samples, self.file, self.answers = trainer._logs, file, answers
+        self.held_out = {json.dumps(row["prompt"]) for row in trainer.eval_dataset or []}
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero and self.file.exists():
@@ -73,8 +74,10 @@ class WriteCompletions(TrainerCallback):
             return
         held_out = any(key.startswith("eval_") for key in logs)
         prompts, answers, rewards = (list(self.samples[key]) for key in ("prompt", "completion", "rewards"))
+        # TRL keeps the last answers of training and evaluation in one list.
+        mine = [i for i, prompt in enumerate(prompts) if (json.dumps(prompt) in self.held_out) == held_out]
         with self.file.open("a", encoding="utf-8") as out:
-            for i in range(min(self.answers, len(prompts))):
+            for i in mine[-self.answers :]:
                 scores = {name: self.samples["rewards"][name][i] for name in rewards}
                 row = {"step": state.global_step, "held_out": held_out, "prompt": prompts[i], "completion": answers[i]}
                 out.write(json.dumps(row | {"rewards": scores}, ensure_ascii=False) + "\n")
