@@ -15,10 +15,11 @@ from fractions import Fraction
 
 from fourstage.verifiers.arithmetic import equations, expression
 from fourstage.verifiers.letters import final_letter
+from fourstage.verifiers.math import math
 from fourstage.verifiers.numerals import final_amount, gold_amount, lump
 from fourstage.verifiers.plain import TAIL, final_part, plain, text_of
 
-__all__ = ["exact", "number", "choice", "countdown", "think_format", "length", "steps"]
+__all__ = ["exact", "number", "math", "choice", "countdown", "think_format", "length", "steps"]
 
 _OPERATION = re.compile(r"(?:[-+*/]|\bx) ?[\d(]")
 _ANSWER_IS = re.compile(r"^\W*(?:so |thus,? |therefore,? )?(?:the )?(?:final |correct )?answer(?: is|:)\W{0,3}", re.I)
@@ -175,14 +176,14 @@ def steps(completions: list, derivation: list | None = None, **kwargs) -> list[f
 
     Example: "4 + 5 = 9. 9 - 2 = 8." -> 0.5; with derivation "4 + 5 = 9. 9 - 2 = 7." -> 1 / (2 + 1).
     """
-    golds = derivation or [None] * len(completions)
-    return [_steps(text_of(c), gold) for c, gold in zip(completions, golds, strict=True)]
+    golds = [gold if isinstance(gold, str) else "" for gold in derivation or [""] * len(completions)]
+    asked = {gold: [step.key for step in equations(gold) if step.holds] for gold in set(golds)}
+    return [_steps(text_of(c), asked[gold]) for c, gold in zip(completions, golds, strict=True)]
 
 
-def _steps(text: str, derivation: object) -> float:
+def _steps(text: str, asked: list) -> float:
     found = equations(text)
     right = [step.key for step in found if step.holds]
-    asked = [step.key for step in equations(derivation) if step.holds] if isinstance(derivation, str) else []
     if asked:
         return _in_order(asked, right) / (len(asked) + len(found) - len(right))
     return len(right) / len(found) if found else 0.0

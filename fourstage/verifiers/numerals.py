@@ -21,7 +21,7 @@ _LUMP = re.compile(r"(\d{1,3}(?:,\d{3})+|\d{1,3}(?:\u2009\d{3})+|\d*)(\.\d+)?(?:
 _TOKEN = re.compile(
     rf"(?P<number>{NUMBER})|(?P<word>[A-Za-z](?:['-]?[A-Za-z0-9])*)|(?P<sign>-)|(?P<operator>[+*/^])|(?P<equals>=)"
     r"|(?P<bracket>[()\[\]{}])|(?P<space>[ \t\u2009]+)|(?P<percent>%)"
-    r"|(?P<end>[^\\_<>!\u0370-\u03ff\u221a\u221e\u00b1\u2264\u2265])"
+    r"|(?P<end>[^\\_<>!&\u0370-\u03ff\u221a\u221e\u00b1\u2264\u2265])"
     r"|(?P<bad>\\[A-Za-z]*|.)",
     re.S,
 )
@@ -34,6 +34,7 @@ _SPOKEN = [
         (rf"(?<=\d)[ -]?({'|'.join(_TEN_TO_THE)})s?(?![a-z])", lambda m: f"e{_TEN_TO_THE[m[1].lower()]} "),
         (r"(?<=\d) and (?=\(?\d{1,100}/\d)", " "),  # 2 and 1/2
         (r"(?<=\d) ?per ?cent(?![a-z])", "%"),
+        (r"(?<=\d) ?\{? ?([ap])\.m\.", r" \1m"),
         (r"(?<![a-z])(?:negative|minus) (?=[\d.])", "-"),
         (rf"(?<![a-z])(?:not|instead of|rather than) [+-]?(?:{NUMBER})", " "),
     ]
@@ -52,6 +53,7 @@ _WORD = re.compile(rf"\W{{0,9}}(?:({'|'.join(_TENS)})(?:[ -]({'|'.join(_ONES)}))
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)(?![A-Za-z])")
 _UNITS = re.compile(r"[mgshlL]|[mcdk]m|k?g|mg|lbs?|oz|[md][lL]|cl|ft|in|yd|mi|hrs?|min|sec|[ap]m|[mk]ph|pts")
 _ALONE = re.compile(r"[mgshlL]")  # single letters that are a unit, not a variable
+_NAMED = re.compile(r"[a-z]-\d.*")  # as in x-3
 _FUNCTIONS = re.compile(r"pi|sqrt|log|ln|exp|sin|cos|tan|inf|infinity", re.I)
 
 
@@ -91,10 +93,10 @@ def final_amount(text: str) -> Amount | None:
 
     It is looked for where `plain.final_part` says. A marked part must hold one number only, with units or words at
     most. In other text it is the number right after the last "answer is" or "answer:", or the last of that sentence;
-    else the last of all. Of two with "or" or "and" between them neither is read. What stands after "not", or among
-    words in brackets, does not count, nor do units, currencies, times of day and ordinals. Words, zero to ninety-nine,
-    count where there are no digits and they come first. A fraction that comes out whole, such as 48/2, is a division
-    left undone, and no number.
+    else the last of all. Of several with "or", "and" or a comma between them none is read. What stands after "not", or
+    among words in brackets, does not count, nor do units, currencies, times of day and ordinals. Words, zero to
+    ninety-nine, count where there are no digits and they come first. A fraction that comes out whole, such as 48/2, is
+    a division left undone, and no number.
 
     Example: "#### 1,250" -> 1250; r"\boxed{-\frac{3}{4}}" -> -3/4; "so 2 1/2 cups." -> 5/2; "10-3" -> None.
     """
@@ -129,13 +131,14 @@ def _amount(text: str, alone: bool, first: bool = False) -> Amount | None:
         text = pattern.sub(replacement, text)
     without_asides = _BRACKETS.sub(lambda m: " " * len(m[0]) if re.search("[A-Za-z]{2}", m[0]) else m[0], text)
     runs = _runs(without_asides, alone) or _runs(text, alone)
-    if alone and (len(runs) > 1 or not all(map(_is_answer, runs))):
+    numbers = [at for at, run in enumerate(runs) if any(token.kind == "number" for token in run)]
+    if not numbers or (alone and len(runs) > 1):
         return None
-    if not runs:
-        return None
-    chosen = 0 if first and _HEDGE.match(text).end() >= runs[0][0].start else len(runs) - 1
+    chosen = numbers[-1]
+    if first and _HEDGE.match(text).end() >= runs[0][0].start:
+        chosen = numbers[0]
     between = [text[a[-1].end : b[0].start].strip(" $") for a, b in itertools.pairwise(runs)]
-    if {"or", "and"} & set(between[max(chosen - 1, 0) : chosen + 1]):
+    if {"or", "and", ",", ";"} & set(between[max(chosen - 1, 0) : chosen + 1]) or not _is_answer(runs[chosen]):
         return None
     return _value(runs[chosen])
 
@@ -162,7 +165,7 @@ def lump(text: str) -> Fraction | None:
 
 
 def _runs(text: str, alone: bool) -> list[list[Token]]:
-    """The runs of mathematics that hold a number, or, if `alone`, anything that is mathematics."""
+    """The runs that hold a number or other mathematics."""
     runs, run = [], []
     for token in _tokens(text, alone):
         if token.kind == "break":
@@ -170,8 +173,7 @@ def _runs(text: str, alone: bool) -> list[list[Token]]:
             run = []
         else:
             run.append(token)
-    wanted = {"number", "bad"} if alone else {"number"}
-    return [run for run in [*runs, run] if wanted & {token.kind for token in run}]
+    return [run for run in [*runs, run] if {"number", "bad"} & {token.kind for token in run}]
 
 
 def _tokens(text: str, alone: bool) -> list[Token]:
@@ -184,6 +186,7 @@ def _tokens(text: str, alone: bool) -> list[Token]:
             if after_number and _ORDINAL.match(match[0]):
                 tokens.pop()  # 6th is no amount
             kind = _word_kind(match[0], after_number, alone)
+            kind = "bad" if text[match.end() : match.end() + 1] in ("^", "_") else kind
         elif kind == "number" and ":" in match[0]:
             kind = "bad" if alone else "break"  # a time of day
         elif match[0] == "[" and alone:
@@ -209,9 +212,9 @@ def _word_kind(word: str, after_number: bool, alone: bool) -> str:
         unit = word.partition("-")[0]
         known = _UNITS.fullmatch(unit) or _ORDINAL.match(word) or len(unit) > 3
         return "break" if known and word.isalpha() else "bad"
-    if alone and (any(c.isdigit() for c in word) or (len(word) == 1 and not _ALONE.fullmatch(word))):
+    if len(word) == 1 and not _ALONE.fullmatch(word) and (alone or word.islower() and word != "a"):
         return "bad"
-    return "break"
+    return "bad" if _NAMED.fullmatch(word) or (alone and any(c.isdigit() for c in word)) else "break"
 
 
 def _is_answer(run: list[Token]) -> bool:
