@@ -66,8 +66,8 @@ INJECTIONS = [
     "; touch CANARY #",
     "| touch CANARY",
     "7 && touch CANARY",
-    "\ncos\nsystem\n(S'touch CANARY'\ntR.",
-    "\x80\x04\x95cposix\nsystem\n(S'touch CANARY'\ntR.",
+    "cos\nsystem\n(S'touch CANARY'\ntR.",
+    "\x80\x02cposix\nsystem\n(S'touch CANARY'\ntR.",
     "!!python/object/apply:os.system ['touch CANARY']",
     "<script>require('child_process').execSync('touch CANARY')</script>",
     "'; DROP TABLE rewards; --",
@@ -341,12 +341,13 @@ def run(args, folder: Path) -> dict:
     os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     os.chdir(folder)
     from fourstage import verifiers
-    from fourstage.verifiers.math import _worker, math, worker_counts
+    from fourstage.verifiers.math import _worker, worker_counts
 
     warnings.simplefilter("ignore")
     Counter(map(len, texts(300, -1)))  # the largest texts are in the peak of memory from the start
     watch, rows = Watch(), {}
-    for name, function in ({name: getattr(verifiers, name) for name in verifiers.__all__} | {"math": math}).items():
+    for name in verifiers.__all__:
+        function = getattr(verifiers, name)
         judged = args.role == "completion" or {"answer", "derivation"} & {*inspect.signature(function).parameters}
         if judged and (not args.only or name in args.only):
             rows[name] = measure(name, function, args, watch)
