@@ -118,7 +118,7 @@ def show(results: dict[int, dict[str, dict[str, list[float]]]]) -> None:
             cells.append(f"{arm} {mean(values):5.1f} +- {standard_error(values):.1f} ({shown})")
         print(f"{name:24} " + "   ".join(cells))
     for other in ("sft", "control"):
-        print(f"GRPO minus {other} in points, paired by problem, with one-sided 95 % lower bounds: together, then by seed")
+        print(f"GRPO minus {other} in points, paired by problem; one-sided 95 % lower bounds: together, then by seed")
         for name in MEASURES:
             print(f"{name:24} {compare(results, other, name)}")
 
