@@ -99,7 +99,11 @@ def countdown(completions: list, nums: list, target: list, **kwargs) -> list[flo
 
 
 def _fraction(value: object) -> Fraction | None:
-    return None if value is None or isinstance(value, bool) else lump(str(value).strip().removeprefix("+"))
+    if value is None or isinstance(value, bool):
+        return None
+    text = str(value).strip()
+    size = lump(text.removeprefix("-"))
+    return -size if size is not None and text.startswith("-") else size
 
 
 def _makes(text: str, numbers: list[Fraction], goal: Fraction) -> float:

@@ -106,7 +106,7 @@ _REWRITINGS = [
         (r"\^\s?(?:\\circ(?![A-Za-z])|\{\s?\\circ\s?\})|\\degree(?![A-Za-z])", " "),
         (r"\\(?:times|cdot)(?![A-Za-z])", "*"),
         (r"\\div(?![A-Za-z])", " / "),
-        (rf"(\d?)[ \u2009]{{0,3}}\\[cdt]?frac{_ARGUMENT}{_ARGUMENT}", lambda m: _fraction(m)),
+        (rf"(?:(\d)[ \u2009]{{0,3}})?\\[cdt]?frac{_ARGUMENT}{_ARGUMENT}", lambda m: _fraction(m)),
         (rf"(?<![A-Za-z])({_UNIT})(\}}?)\s?\^\s?(?:[23]|\{{[23]\}})", r"\1\2 "),  # square centimetres
         (r"-\s?[$€£¥₹]", "-"),  # currencies and markup
         (r"[$€£¥₹`]", " "),
