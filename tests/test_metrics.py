@@ -1,6 +1,7 @@
 """The numbers of the stage table against NumPy, the statistics library, closed forms and arithmetic by hand."""
 
 import copy
+import itertools
 import math
 import statistics
 
@@ -10,13 +11,18 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
+from fourstage import verifiers
 from fourstage.metrics import (
     BitsPerByte,
     ExactMatch,
+    PassAtK,
+    ProblemSettings,
     answer_questions,
     bits_per_byte,
     generate,
+    pass_at_k,
     score_answers,
+    score_problems,
     standard_error,
     text_nats,
 )
@@ -221,3 +227,56 @@ def test_generation_stops_where_the_context_does(tokenizer):
     model.generation_config.eos_token_id = None
     rows = generate(model, tokenizer, [[1] * 10, [1] * 4, [1] * 12], max_new_tokens=5, batch_size=1)
     assert [len(row) for row in rows] == [2, 5, 0]
+
+
+# Problems
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(5, 0, 2), (5, 2, 1), (5, 2, 3), (5, 4, 2), (6, 3, 4), (4, 4, 4)])
+def test_pass_at_k_is_the_share_of_all_choices_with_a_right_one(n, c, k):
+    samples = [1] * c + [0] * (n - c)
+    choices = list(itertools.combinations(samples, k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(any(chosen) for chosen in choices) / len(choices))
+
+
+def test_pass_at_k_of_several_problems():
+    found = PassAtK().compute(predictions=[3, 0], references=[10, 10], k=2)
+    chances = [1 - 21 / 45, 0.0]  # C(7, 2) / C(10, 2) by hand
+    assert found["pass@2"] == pytest.approx(sum(chances) / 2)
+    assert found["pass@2_stderr"] == pytest.approx(statistics.stdev(chances) / math.sqrt(2))
+    with pytest.raises(ValueError, match="k=11 must be between 1 and the 10 samples"):
+        pass_at_k(10, 1, 11)
+
+
+def test_problems_by_hand(tokenizer):
+    """a: right with a wrong step; b: wrong, right when forced; c: right throughout; d has no gold that can be read."""
+    forced = "<|assistant|><think>"
+    answers = {
+        "a": "<think>1 + 1 = 3</think> 2<|eos|>",
+        f"a{forced}": "1 + 1 = 3</think> 2<|eos|>",
+        "b": "7<|eos|>",
+        f"b{forced}": "2 + 3 = 5</think> 5<|eos|>",
+        "c": "<think>4 - 1 = 3</think> 3<|eos|>",
+        f"c{forced}": "4 - 1 = 3</think> 3<|eos|>",
+    }
+    golds = {"a": "2", "b": "5", "c": "3", "d": "many"}
+    problems = [{"prompt": [turn("user", name)], "answer": gold} for name, gold in golds.items()]
+    settings = ProblemSettings(verifiers.number, verifiers.think_format, "<think>", samples=2)
+    metrics, rows = score_problems(Parrot(tokenizer, answers), tokenizer, problems, settings)
+    assert metrics["problems"] == 3
+    assert [row["right"] for row in rows] == [True, False, True]
+    assert [row["in_format"] for row in rows] == [True, False, True]
+    assert [row["derivation_right"] for row in rows] == [False, False, True]
+    assert [row["forced_right"] for row in rows] == [True, True, True]
+    assert [row["forced_derivation_right"] for row in rows] == [False, True, True]
+    assert [row["samples_right"] for row in rows] == [2, 0, 2]
+    assert metrics["sampled_pass@1"] == metrics["sampled_pass@2"] == metrics["right"] == pytest.approx(2 / 3)
+    assert metrics["sampled_in_format"] == pytest.approx(2 / 3)
+    assert metrics["right_stderr"] == pytest.approx(statistics.stdev([1, 0, 1]) / math.sqrt(3))
+    assert rows[1]["forced"].startswith("<think>2 + 3 = 5</think>") and rows[1]["reference"] == "5"
+
+
+def test_problems_that_none_can_score(tokenizer):
+    problems = [{"prompt": [turn("user", "a")], "answer": "many"}]
+    with pytest.raises(ValueError, match="no row can be scored"):
+        score_problems(Parrot(tokenizer, {}), tokenizer, problems, ProblemSettings(verifiers.number))
