@@ -56,16 +56,12 @@ def math(completions: list, answer: list, **kwargs) -> list[float | None]:
         raise ValueError('reward function math needs math-verify; try: pip install "fourstage[math]"')
     golds = [_gold(wanted) for wanted in answer]
     answers = [_found(text_of(completion), wanted) for completion, wanted in zip(completions, answer, strict=True)]
-    decided: dict[tuple, float | None] = {}
-    open_pairs = []
-    for pair in dict.fromkeys(zip(golds, answers, strict=True)):
-        decided[pair] = _at_sight(*pair)
-        if decided[pair] == "open":
-            open_pairs.append(pair)
-    if open_pairs:
-        verdicts = _compare([(_reading(gold), _reading(found)) for gold, found in open_pairs])
-        decided |= dict(zip(open_pairs, verdicts, strict=True))
-    return [decided[pair] for pair in zip(golds, answers, strict=True)]
+    pairs = list(zip(golds, answers, strict=True))
+    decided = {pair: _at_sight(*pair) for pair in pairs}
+    open_pairs = [pair for pair, verdict in decided.items() if verdict == "open"]
+    verdicts = _compare([(_reading(gold), _reading(found)) for gold, found in open_pairs])
+    decided |= zip(open_pairs, verdicts, strict=True)
+    return [decided[pair] for pair in pairs]
 
 
 def worker_counts() -> dict[str, int]:
@@ -234,6 +230,8 @@ def _worker() -> Worker:
 
 
 def _compare(pairs: list[tuple[str, str]]) -> list[float | None]:
+    if not pairs:
+        return []  # no worker is needed
     before = Counter(_worker().counts)
     verdicts = _worker().compare(pairs, SECONDS, BUDGET)
     for cause in _worker().counts - before:
