@@ -17,6 +17,7 @@ EQUATIONS = 100  # different ones of a derivation, its first
 
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 _TOKEN = re.compile(rf"(?P<number>{NUMBER})|(?P<sign>[-+*/()=%])|(?P<times>[xX](?![A-Za-z]))|(?P<space>[ \t\u2009]+)")
+_TAG = re.compile(r"(?<!<)</?[a-z]{1,20}>")  # an end tag ends the equation before it
 _ANNOTATION = re.compile(r"<<([^<>\n]{1,200})>>")
 _NUMBERED = re.compile(r"^[ \t]{0,8}\(?\d{1,2}\)(?=[ \t])", re.M)
 
@@ -169,7 +170,7 @@ def equations(text: str) -> list[Equation]:
     Example: "6*2=<<6*2=12>>12, then 12 - 5 = 8" -> [6*2=12, 12-5=8], of which the first holds.
     """
     found: dict[tuple, Equation] = {}
-    lines = _NUMBERED.sub(" ", plain(text[:DERIVATION])).splitlines()
+    lines = _NUMBERED.sub(" ", _TAG.sub("\n", plain(text[:DERIVATION]))).splitlines()
     for line in dict.fromkeys(line for line in lines if "=" in line):
         for part in [*_ANNOTATION.findall(line), _ANNOTATION.sub(" ", line)]:
             for equation in _equations(part):
