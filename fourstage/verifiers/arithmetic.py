@@ -170,7 +170,7 @@ def equations(text: str) -> list[Equation]:
     Example: "6*2=<<6*2=12>>12, then 12 - 5 = 8" -> [6*2=12, 12-5=8], of which the first holds.
     """
     found: dict[tuple, Equation] = {}
-    lines = _NUMBERED.sub(" ", _TAG.sub("\n", plain(text[:DERIVATION]))).splitlines()
+    lines = _NUMBERED.sub(" ", plain(_TAG.sub("\n", text[:DERIVATION]))).splitlines()
     for line in dict.fromkeys(line for line in lines if "=" in line):
         for part in [*_ANNOTATION.findall(line), _ANNOTATION.sub(" ", line)]:
             for equation in _equations(part):
