@@ -2,6 +2,7 @@
 
 import functools
 import math
+from contextlib import nullcontext
 
 import torch
 import trl
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl import GRPOConfig, SyncRefModelCallback
 
+from fourstage.grpo.decoding import quick_generation
 from fourstage.ppo.batches import grouped_by_length, trimmed
 from fourstage.ppo.checks import check_head, check_prompts
 from fourstage.ppo.contract import check_attributes, check_batch, check_methods
@@ -31,6 +33,7 @@ _TEXT_KEYS = {
 class GRPOTrainer(trl.GRPOTrainer):
     """TRL's GRPOTrainer (arXiv 2402.03300) with the same constructor, options and algorithm. What is different:
 
+    - rows that have ended leave the batch that generates, and equal prompts are read once (`fourstage.grpo.decoding`);
     - micro-batches hold rows of like length and no column that only pads, where the loss allows it;
     - log-probabilities come from ordinary logits of the completion where that is quicker than TRL's fused head;
     - positions count real tokens: left-padded rows of models with learned positions (TRL issue 6800);
@@ -89,7 +92,9 @@ class GRPOTrainer(trl.GRPOTrainer):
     # Rollout
 
     def _generate_and_score_completions(self, inputs):
-        with plain_sampling(self._base()):
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        with plain_sampling(self._base()), nullcontext() if sharded else quick_generation(model):
             rollout = super()._generate_and_score_completions(inputs)
         check_batch(rollout)
         return rollout
