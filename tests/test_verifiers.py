@@ -106,6 +106,7 @@ READ = {
     "\uff14\uff12": 42,  # wide digits
     "\u202e4\u200b2": 42,  # a direction mark, a zero-width space
     "4\x002": 2,
+    "5\u00bd": Fraction(11, 2),
     "twenty-one": 21,
     "The answer is three apples.": 3,
 }
@@ -144,6 +145,7 @@ NOT_READ = [
     "1,00,000",
     "1.2.3",
     "10k",
+    "\u00bd " * 100 + "5\u00bd",  # only so many are read, and no part of the next
     "1e500",
     "1" * 101,
     "<think> it is 5",  # reasoning that never ended
@@ -503,16 +505,34 @@ def test_labels_by_hand():
     assert len(rows) > 200 and len(wrong) <= 0.02 * len(rows), wrong
 
 
-BAIT = ["9", "(", "1,", "1 ", "1.", "\\boxed{", "####", "<think>", "<answer>", "=", "1+1=2 ", "- ", "*a", "\u00bd"]
+BAIT = ["9", "(", "1,", "1 ", "1.", "\\boxed{", "####", "<think>", "<answer>", "=", "1+1=2 ", "- ", "*a", "_", "*"]
+    "9",
+    "(",
+    "1,",
+    "1 ",
+    "1.",
+    "\\boxed{",
+    "####",
+    "<think>",
+    "<answer>",
+    "=",
+    "1+1=2 ",
+    "- ",
+    "*a",
+    "\u00bd",
+    "_",
+    "*",
+    "`",
+]
 BAIT += ["\u00b2", "\x00", "\u202e", "\u0664", "answer is ", "(A) ", "B or ", "not 1 ", "\\frac{", "9**9", "<<1+1=2>>"]
 COLUMNS = {"answer": ["A"], "nums": [[1, 2]], "target": [3], "derivation": ["1 + 1 = 2"]}
 
 
 @pytest.mark.parametrize("name", [name for name in __all__ if name != "math"])
 def test_long_text_costs_no_more_than_its_end(name):
-    """A million characters of each bait: what is more than linear in them would take hours and meet pytest's timeout."""
+    """A million characters of each bait: what is more than linear in them would meet pytest's timeout."""
     columns = COLUMNS | {"answer": ["7" if name == "number" else "A"]}
     for bait in BAIT:
-        texts = [bait * (1_000_000 // len(bait)), bait * 3000 + " 42"]
-        rewards = getattr(verifiers, name)(texts, **{column: values * 2 for column, values in columns.items()})
+        texts = [bait * (1_000_000 // len(bait)), bait * 3000 + " 42", "7" + bait * 3000 + "42a"]
+        rewards = getattr(verifiers, name)(texts, **{column: values * 3 for column, values in columns.items()})
         assert all(-1.0 <= reward <= 1.0 for reward in rewards)

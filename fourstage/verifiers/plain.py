@@ -114,7 +114,7 @@ _REWRITINGS = [
         (r"^[ \t]{0,8}[-*>\u2022][ \t]", " "),
         (r"(?<![\d)])\*\*+|\*\*+(?![\d(])", " "),
         (r"(?<![\w*)])\*(?=\S)([^*\n]{1,80})(?<=\S)\*(?![\w*(])", r"\1"),
-        (r"(?<![\w})])_+(?=\S)|_+(?![\w{])", " "),
+        (r"(?<![\w})])_+(?=\S)|(?<!_)_+(?![\w{])", " "),
     ]
 ]
 
@@ -134,7 +134,7 @@ def plain(text: str) -> str:
 
 def _ascii(text: str) -> str:
     text = _VULGAR.sub(lambda m: f"{m[1]} {_vulgar(m)}" if m[1] else _vulgar(m), text, count=100)
-    text = _VULGAR.sub("_", text)  # so many are no answer; they would make the text long, and it would take long
+    text = _VULGAR.sub("^", text)  # so many are no answer; they would make the text long, and it would take long
     text = _SUPERSCRIPT.sub(lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", text.translate(_UNICODE))
     return _NOT_ASCII.sub(lambda m: _ascii_sign(m[0]), text)
 
