@@ -112,7 +112,12 @@ CHECKS = {
     "spell_backward": lambda question, answer, row: question.endswith(" " + answer[::-1]),
     "word_sequence_reversal": lambda q, a, row: after(q, "of words: ").split(", ") == a.split(", ")[::-1],
 }
-SMALL = {"dice": {"num_dice": 3}, "countdown": {"min_numbers": 3, "max_numbers": 4}, "count_primes": {"max_n": 2000}}
+SMALL = {
+    "base_conversion": {"max_value": 20},
+    "dice": {"num_dice": 3},
+    "countdown": {"min_numbers": 3, "max_numbers": 4},
+    "count_primes": {"max_n": 2000},
+}
 
 
 def verdicts(name, completions, rows):
