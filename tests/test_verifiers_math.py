@@ -11,6 +11,8 @@ import time
 import psutil
 import pytest
 from helpers import ROOT, environment
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("math_verify")
 
@@ -188,6 +190,18 @@ def test_refused(text):
 )
 def test_not_refused(text):
     assert not refused(text) and located(rf"\boxed{{{text}}}") == text
+
+
+PIECES = list("0123456789xyeE.,!^_{}()[]$%*+-=/ \n\\") + ["**", "####", "\\boxed{", "answer is", "\\frac", "\\text{"]
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.characters(), max_size=60).map("".join))
+@settings(max_examples=1000, deadline=None)
+@example("9^{\u2464^5}")  # a digit that is no decimal
+def test_no_text_raises(text):
+    for found in (located(text), located(rf"\boxed{{{text}}}"), MODULE._gold(text)):
+        if found is not None:
+            assert len(found) <= 512 and MODULE._reading(found) and MODULE._plain(found) is not None
 
 
 def test_the_missing_extra_is_named(monkeypatch):

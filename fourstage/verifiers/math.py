@@ -176,7 +176,7 @@ def _too_large(exponent: str) -> bool:
     if exponent.count("^") != len(inner) or any("^" in above for above in _exponents(exponent)):
         return "^" in exponent
     return any(
-        not base.isalpha() and power.isdigit() and not (base.isdigit() and _power(base, power) <= EXPONENT)
+        not base.isalpha() and power.isdecimal() and not (base.isdecimal() and _power(base, power) <= EXPONENT)
         for base, power in inner
     )
 
