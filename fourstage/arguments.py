@@ -23,15 +23,25 @@ class DataArguments:
     _argument_group_name = "data"
 
     dataset_name: str | None = _option(
-        None, "Hub id, local file (.txt .jsonl .json .parquet .csv, also .gz), folder of such files, or fourstage/demo."
+        None,
+        "Hub id, local file (.txt .jsonl .json .parquet .csv, also .gz), folder of such files, fourstage/demo, "
+        "or a generated task, such as reasoning-gym/chain_sum.",
     )
     dataset_config: str | None = _option(None, "Configuration name of a Hub data set.")
     dataset_train_split: str = _option("train", "Split to train on.")
     dataset_test_split: str = _option("test", "Split to hold out; where it is missing, `validation` is looked for.")
     dataset_streaming: bool = _option(False, "Read the data as a stream, in flat memory. Needs --max_steps.")
     datasets: list[dict] | None = _option(
-        None, "A mixture, in YAML only: entries with dataset_name, weight, and optionally the two fields above."
+        None,
+        "A mixture, in YAML only: entries with dataset_name, weight, and optionally dataset_config, "
+        "dataset_train_split, task_settings.",
     )
+    task_settings: dict | str | None = _option(
+        None,
+        "Difficulty of a generated task, such as '{\"max_terms\": 3}'; with `levels` a curriculum from easy to hard, "
+        "for which --no_shuffle_dataset keeps the order.",
+    )
+    task_size: int = _option(5_000, "Rows of a generated task; held out is the share test_split_size of as many more.")
     test_split_size: float = _option(
         0.05, "Share of documents held out where the data has no test split; copies of a document stay together."
     )

@@ -60,7 +60,7 @@ def gold_check(functions: Sequence[Callable], unverifiable: str) -> Callable[[Ma
                     f"reward function {function.__name__} needs the column {missing[0]!r}, found {sorted(row)}; choose "
                     "data that has it, or another of --reward_funcs"
                 )
-            gold = row.get("answer" if "answer" in columns else "solution")
+            gold = row.get("answer") if "answer" in columns else row.get("solution", row.get("answer"))
             if not columns or (gold is None and "answer" not in columns):
                 continue
             right = None if gold is None else function([gold], **{name: [row[name]] for name in columns})[0]

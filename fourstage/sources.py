@@ -31,7 +31,7 @@ def sources(data_args) -> list[dict]:
         return [{"dataset_name": data_args.dataset_name}]
     if not isinstance(data_args.datasets, list):
         raise ValueError(f"datasets: must be a list of entries with dataset_name, got {data_args.datasets!r}")
-    known = ("dataset_name", "weight", "dataset_config", "dataset_train_split")
+    known = ("dataset_name", "weight", "dataset_config", "dataset_train_split", "task_settings")
     for number, source in enumerate(data_args.datasets, start=1):
         if not isinstance(source, dict) or not source.get("dataset_name") or source.keys() - {*known}:
             raise ValueError(
@@ -51,6 +51,8 @@ def load_source(source: dict, data_args, stage: str) -> tuple[Rows, Rows | None]
 
         train, test = (Dataset.from_list(part) for part in demo_rows(stage))
         return train.to_iterable_dataset() if data_args.dataset_streaming else train, test
+    if name.startswith("reasoning-gym/") and not path.exists():
+        return _make_task(name, source.get("task_settings", data_args.task_settings), data_args)
     if path.exists():
         splits = _load_local(path, data_args.dataset_streaming)
     elif _is_path(name):
@@ -62,6 +64,22 @@ def load_source(source: dict, data_args, stage: str) -> tuple[Rows, Rows | None]
         raise ValueError(f"{name} has no split {wanted!r}, it has {sorted(splits)}; choose with --dataset_train_split")
     test = next((splits[key] for key in (data_args.dataset_test_split, "validation") if key in splits), None)
     return splits[wanted], test
+
+
+def _make_task(name: str, settings: dict | str | None, data_args) -> tuple[Dataset, Dataset]:
+    """Generated rows, the same ones whatever the seed of the run."""
+    from fourstage.tasks import task_split
+
+    try:
+        settings = json.loads(settings) if isinstance(settings, str) else settings or {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"task_settings={settings} must be JSON, such as '{{\"max_terms\": 3}}': {error}") from None
+    if data_args.task_size < 2:
+        raise ValueError(f"task_size={data_args.task_size} must be at least 2")
+    held_out = max(1, round(data_args.task_size * data_args.test_split_size))
+    parts = task_split(name.removeprefix("reasoning-gym/"), data_args.task_size, held_out, 0, settings)
+    train, test = (Dataset.from_list(part) for part in parts)
+    return train, test
 
 
 def _is_path(name: str) -> bool:

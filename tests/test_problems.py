@@ -185,3 +185,38 @@ def test_demonstrations_hold_no_held_out_problem():
     held_out = {row["derivation"] for row in demo_rows("grpo")[1]}
     shown = "\n".join(row["completion"][0]["content"] for part in demo_rows("sft") for row in part)
     assert "<think>" in shown and not [text for text in held_out if f"<think>{text}</think>" in shown]
+
+
+# Generated tasks
+
+
+def test_a_generated_task_with_a_curriculum():
+    pytest.importorskip("reasoning_gym")
+    levels = '{"max_digits": 1, "levels": [{"min_terms": 2, "max_terms": 2}, {"min_terms": 4, "max_terms": 4}]}'
+    args = DataArguments(
+        dataset_name="reasoning-gym/chain_sum", task_settings=levels, task_size=40, test_split_size=0.2
+    )
+    settings = SimpleNamespace(unverifiable="error", system_prompt=None)
+    train, test = load_problems(args, 0, [verifiers.number], settings)
+    assert (len(train), len(test)) == (40, 8)
+    questions = [row["prompt"][0]["content"] for row in train]
+    terms = [
+        question.rpartition(":")[2].count("+") + question.rpartition(":")[2].count("-") + 1 for question in questions
+    ]
+    assert terms == [2] * 20 + [4] * 20
+    assert {row["prompt"][0]["content"] for row in test}.isdisjoint(questions)
+
+
+@pytest.mark.parametrize(
+    ("name", "task_settings", "why"),
+    [
+        ("sudoku", None, "no task 'sudoku'.*chain_sum"),
+        ("chain_sum", '{"terms": 2}', "no setting terms; it has .*min_terms"),
+        ("chain_sum", "{terms", "must be JSON"),
+    ],
+)
+def test_tasks_that_cannot_be_made(name, task_settings, why):
+    pytest.importorskip("reasoning_gym")
+    args = DataArguments(dataset_name=f"reasoning-gym/{name}", task_settings=task_settings)
+    with pytest.raises(ValueError, match=why):
+        load_problems(args, 0, [verifiers.number], SimpleNamespace(unverifiable="error", system_prompt=None))
