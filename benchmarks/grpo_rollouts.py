@@ -2,12 +2,14 @@
 
     python benchmarks/grpo_rollouts.py compare --sizes 1M 10M --workloads quarter full --pairs 7
     python benchmarks/grpo_rollouts.py profile --sizes 1M 10M
+    python benchmarks/grpo_rollouts.py levers --sizes 1M --workloads quarter --prompt_tokens 256
 
 A step: 64 completions, 8 a prompt, of at most 128 tokens, in 4 micro-batches; prompts of 24 to 40 tokens; float32, no
 gradient checkpointing. Both sides run in this process in turn, from the same weights (the learning rate is 0), prompts
 and random state: `same_completions` says in how many of the rollouts they wrote the same tokens. `full`: no completion
 ends before the cap. `quarter`: they end at a quarter of it on average. The first step of each turn warms up. Ratios
-are medians over pairs of turns. The reward is the verifier `number`, and the share of even words so that groups differ.
+are medians over pairs of turns. `levers`: ours against ours without one of its levers, in the same way. The reward is
+the verifier `number`, and the share of even words so that groups differ.
 """
 
 import argparse
@@ -19,6 +21,8 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import nullcontext
+from unittest import mock
 
 import torch
 import trl
@@ -26,7 +30,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
 
-from fourstage.grpo import GRPOTrainer
+from fourstage.grpo import GRPOTrainer, decoding
+from fourstage.grpo import trainer as grpo_trainer
 from fourstage.verifiers import number
 
 SIZES = {  # vocabulary, width, layers, heads: 1.0M and 10.0M parameters
@@ -39,6 +44,21 @@ PARTS = {  # methods of a trainer, timed without what they call of each other
     "_generate_single_turn": "generation",
     "_get_per_token_logps_and_entropies": "log-probabilities",
     "_calculate_rewards": "rewards",
+}
+
+
+def read_every_prompt(model, ids, mask, cache):
+    """`decoding._read_prompts` without its lever."""
+    places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    inputs = {"attention_mask": mask, "position_ids": places, "past_key_values": cache}
+    return model(input_ids=ids, **inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+
+LEVERS = {  # what stands where without a lever
+    "ended rows leave": (decoding, "_DROPPED_SHARE", 1.1),
+    "equal prompts read once": (decoding, "_read_prompts", read_every_prompt),
+    "micro-batches by length": (GRPOTrainer, "_regrouped", lambda self, batches: batches),
+    "plain head": (grpo_trainer, "plain_head_pays", lambda *args: False),
 }
 
 
@@ -143,6 +163,23 @@ def compare(args: argparse.Namespace, size: str, workload: str, out: str) -> dic
     return row | {"same_completions": f"{sum(same)} of {len(same)}"}
 
 
+def levers(args: argparse.Namespace, size: str, workload: str, out: str) -> list[dict]:
+    trainer, record = new_trainer("ours", args, size, workload, out)
+    rows = []
+    for name in args.levers:
+        (place, attribute, instead), ratios = LEVERS[name], []
+        for pair in range(args.pairs):
+            spans = {}
+            for side in sorted(("with", "without"), reverse=pair % 2 == 1):
+                patch = mock.patch.object(place, attribute, instead) if side == "without" else nullcontext()
+                with patch:
+                    spans[side] = turn(trainer, record, seed=pair)["cpu"]
+            ratios.append(1 - spans["with"] / spans["without"])
+        row = {"size": size, "workload": workload, "prompt_tokens": args.prompt_tokens, "lever": name}
+        rows.append(row | {"saves": f"{statistics.median(ratios):.1%}", "each": [f"{ratio:.1%}" for ratio in ratios]})
+    return rows
+
+
 def instrument(trainer) -> dict[str, float]:
     """Processor time by part, in a dict that fills as the trainer runs."""
     spent: dict[str, float] = defaultdict(float)
@@ -187,7 +224,7 @@ def profile(args: argparse.Namespace, size: str, workload: str, out: str) -> lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("compare", "profile"))
+    parser.add_argument("task", choices=("compare", "profile", "levers"))
     parser.add_argument("--sizes", nargs="+", default=["1M", "10M"], choices=SIZES)
     parser.add_argument("--workloads", nargs="+", default=["quarter", "full"], choices=("full", "quarter"))
     parser.add_argument("--pairs", type=int, default=7)
@@ -196,13 +233,14 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=1)
     parser.add_argument("--beta", type=float, default=0.0)
     parser.add_argument("--loss_type", default="dapo")
+    parser.add_argument("--levers", nargs="+", default=list(LEVERS), choices=LEVERS)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for size in args.sizes:
         for workload in args.workloads:
             with tempfile.TemporaryDirectory() as out:
-                found = {"compare": compare, "profile": profile}[args.task](args, size, workload, out)
+                found = {"compare": compare, "profile": profile, "levers": levers}[args.task](args, size, workload, out)
             for row in found if isinstance(found, list) else [found]:
                 print(json.dumps(row), flush=True)
 

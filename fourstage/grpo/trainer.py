@@ -1,12 +1,10 @@
 """GRPOTrainer: TRL's, with the same algorithm and quicker rollouts and micro-batches."""
 
-import functools
 import math
 from contextlib import nullcontext
 
-import torch
 import trl
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from trl import GRPOConfig, SyncRefModelCallback
 
@@ -127,29 +125,15 @@ class GRPOTrainer(trl.GRPOTrainer):
         score = super()._get_per_token_logps_and_entropies
         if self._is_vlm or not {"compute_entropy", "compute_aux_loss"}.issuperset(asked):
             return score(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
-        if batch_size is not None:
-            return self._logps_by_length(model, input_ids, attention_mask, logits_to_keep, batch_size), None, None
         base = self._base(model)
-        call = functools.partial(model, **positions(base, attention_mask))
-        needs_fused = self.aux_loss_enabled or self._entropy_bonus_enabled or self.args.cast_lm_head_to_fp32
-        if not needs_fused and plain_head_pays(base, len(input_ids) * logits_to_keep):
-            call = plain_head(call, logits_to_keep, self.temperature, asked.get("compute_entropy", False))
-        return score(call, input_ids, attention_mask, logits_to_keep, **asked)
 
-    def _logps_by_length(self, model, input_ids: Tensor, attention_mask: Tensor, width: int, batch_size: int) -> Tensor:
-        """(B, width) log-probabilities of completions, `batch_size` rows of like length at a time; 0 on padding."""
-        rows = {
-            **{"prompt_ids": input_ids[:, :-width], "prompt_mask": attention_mask[:, :-width]},
-            **{"completion_ids": input_ids[:, -width:], "completion_mask": attention_mask[:, -width:]},
-        }
-        logps = input_ids.new_zeros(len(input_ids), width, dtype=torch.float32)
-        for some in attention_mask[:, -width:].sum(dim=1).argsort().split(batch_size):
-            part = trimmed({name: value[some] for name, value in rows.items()})
-            ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
-            mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
-            kept = part["completion_ids"].size(1)
-            logps[some, :kept] = self._get_per_token_logps_and_entropies(model, ids, mask, kept)[0].float()
-        return logps
+        def call(*, attention_mask, **inputs):
+            return model(attention_mask=attention_mask, **positions(base, attention_mask), **inputs)
+
+        needs_fused = self.aux_loss_enabled or self._entropy_bonus_enabled or self.args.cast_lm_head_to_fp32
+        if not needs_fused and plain_head_pays(base, (batch_size or len(input_ids)) * logits_to_keep):
+            call = plain_head(call, logits_to_keep, self.temperature, asked.get("compute_entropy", False))
+        return score(call, input_ids, attention_mask, logits_to_keep, batch_size, **asked)
 
 
 def _whole_model(model, args: GRPOConfig) -> bool:
