@@ -159,6 +159,14 @@ def test_micro_batches_are_grouped_where_the_loss_allows_it(tmp_path, loss_type)
     assert (lengths == sorted(lengths)) is (loss_type != "bnpo")
 
 
+def test_rows_stay_within_their_optimizer_step(tmp_path):
+    settings = {"gradient_accumulation_steps": 2, "steps_per_generation": 4}
+    batches = new_rollout(grpo_trainer(tmp_path, **settings))
+    lengths = [batch["completion_mask"].sum(dim=1).tolist() for batch in batches]
+    halves = lengths[0] + lengths[1], lengths[2] + lengths[3]
+    assert all(half == sorted(half) and len(half) == 8 for half in halves)
+
+
 def new_rollout(trainer):
     """The micro-batches of a rollout, as they are trained on."""
     trainer.model.train()
@@ -196,14 +204,14 @@ def plain_logps(model, row):
 
 def test_sampling_settings_of_the_model_are_not_followed(tmp_path, capsys):
     texts = []
-    for fields in ({}, {"top_k": 1, "repetition_penalty": 1.5}):
+    for fields in ({}, {"no_repeat_ngram_size": 1, "min_p": 0.3}):
         model, reward = tiny_policy(), Widths()
         model.generation_config.update(do_sample=True, **fields)
         grpo_trainer(tmp_path, model=model, reward=reward, max_steps=1).train()
         texts.append(reward.seen)
         assert all(model.generation_config.to_dict()[name] == value for name, value in fields.items())
     assert texts[0] == texts[1]
-    assert "'top_k': 1" in capsys.readouterr().out
+    assert "'min_p': 0.3" in capsys.readouterr().out
 
 
 def test_rollouts_are_decoded_here_and_by_transformers_where_they_cannot_be(tmp_path, monkeypatch):
