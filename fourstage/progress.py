@@ -104,12 +104,15 @@ def show_summary(stage: str, run, metrics: dict, samples: list[dict]) -> None:
     print("  " + ", ".join(text.format(metrics[key]) for key, text in _SHOWN.items() if key in metrics))
     for sample in samples:
         score = f"{sample['score']:+.2f} " if "score" in sample else ""
-        print(f"  {sample['prompt']!r}\n    -> {score}{sample['completion'][:200]!r}")
+        asked = sample["prompt"] if isinstance(sample["prompt"], str) else sample["prompt"][-1]["content"]
+        print(f"  {asked!r}\n    -> {score}{sample['completion'][:200]!r}")
         if "rejected" in sample:
             print(f"       {sample['rejected_score']:+.2f} {sample['rejected'][:200]!r}")
     print(f"  measure it: python recipes/evaluate.py {run.folder}")
     if stage == "pretrain":
         print(f"  next: accelerate launch recipes/sft.py --model_name_or_path {run.folder} --dataset_name DATA")
+    if stage == "grpo" and record["arguments"]["training"]["control"] is None:
+        print("  its control: the same command with --control random_reward and another --output_dir")
     if stage == "reward":
         parent = record["parent"]["path"]
         print(f"  next: accelerate launch recipes/ppo.py --model_name_or_path {parent} --dataset_name DATA", end="")

@@ -1,6 +1,7 @@
 """recipes/grpo.py on tiny models and data: what it leaves, resumes, refuses, its control, and the watch over it."""
 
 import json
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -114,7 +115,7 @@ def test_as_a_program_then_evaluated(base, tmp_path):
     done = run_program(*launch, *flags, "--reward_weights", "1", "0.1", "--output_dir", run)
     assert "57 rows to train on, 3 rows held out" in done.stdout and "grpo finished" in done.stdout
     options = ["--format_func", "think_format", "--begin", "<think>", "--samples", "2", "--max_new_tokens", "8"]
-    done = run_program("python", "recipes/evaluate.py", run, *options, "--answers", tmp_path / "answers.jsonl")
+    done = run_program(sys.executable, "recipes/evaluate.py", run, *options, "--answers", tmp_path / "answers.jsonl")
     row = json.loads((run / "evaluation.json").read_text())
     assert row["problems"] == 3 and row["verifier"] == "number"
     assert {"right", "right_stderr", "forced_right", "sampled_pass@1", "sampled_pass@2", "in_format"} <= row.keys()

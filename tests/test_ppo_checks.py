@@ -69,6 +69,7 @@ def test_rewards_of_a_run():
 
     class Args:
         reward_model_name_or_path, reward_funcs, gold_func, reward_weights = None, ["math.dist"], "math.hypot", None
+        control = None
 
     args = Args()
     assert [f.__name__ for f in load_rewards(args)] == ["dist", "gold"]
