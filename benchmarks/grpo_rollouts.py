@@ -15,7 +15,6 @@ the verifier `number`, and the share of even words so that groups differ.
 import argparse
 import functools
 import json
-import math
 import random
 import statistics
 import tempfile
@@ -81,15 +80,18 @@ def build(size: str, workload: str, prompt_tokens: int) -> tuple:
         for _ in range(1024)
     ]
     with torch.no_grad():  # a constant direction of the stream sets how likely the end token is, whatever the context
-        policy.model.embed_tokens.weight[:, 0] = 0.5
+        policy.model.embed_tokens.weight[:, 0] = 5.0
         policy.lm_head.weight[:, 0] = 0.0
-        ids = tokenizer([row["prompt"] for row in rows[:64]], return_tensors="pt", padding=True)["input_ids"]
-        hidden = policy.model(ids).last_hidden_state.flatten(0, 1)
-        others = torch.logsumexp(policy.lm_head(hidden)[:, 3:], dim=-1).mean()
-        wanted = 1 / (CAP / 4) if workload == "quarter" else 1e-9
+        shortest = [row["prompt"].split()[: lengths[0]] for row in rows[:64]]  # no padding
+        hidden = policy.model(torch.tensor(tokenizer.convert_tokens_to_ids(sum(shortest, []))).view(64, -1))[0]
         policy.lm_head.weight[:3] = 0.0
-        policy.lm_head.weight[2, 0] = (others + math.log(wanted / (1 - wanted))) / hidden[:, 0].mean()
-        policy.lm_head.weight[:2, 0] = -30 / hidden[:, 0].mean()
+        policy.lm_head.weight[:2, 0] = -30 / hidden[..., 0].mean()
+        wanted = 1 / (CAP / 4) if workload == "quarter" else 1e-9
+        low, high = -100.0, 100.0
+        for _ in range(60):  # the mean probability of the end token rises with its weight
+            policy.lm_head.weight[2, 0] = weight = (low + high) / 2
+            much = policy.lm_head(hidden).softmax(dim=-1)[..., 2].mean() > wanted
+            low, high = (low, weight) if much else (weight, high)
     return tokenizer, policy, Dataset.from_list(rows)
 
 
