@@ -89,7 +89,9 @@ def problem_format(functions: Sequence[Callable], training_args) -> rows.Convert
     return convert
 
 
-def held_out_rows(stage: str, dataset_name: str | None, data_args, seed: int, convert: rows.Convert | None = None):
+def held_out_rows(
+    stage: str, dataset_name: str | None, data_args, seed: int, convert: rows.Convert | None = None
+) -> Rows:
     """What to measure on: the test split of `dataset_name`, or all of it, if it is given; else the part that a run
     with `data_args` and `seed` held out. `convert` is the format of the rows, the stage's own by default."""
     formats = {"pretrain": rows.text_row, "sft": rows.conversation_row, "reward": rows.preference_row}

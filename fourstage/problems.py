@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from fourstage import rows
+from fourstage.verifiers.plain import final_part
 
 # What a problem asks or answers with, in one data set or another: `prompt`, `answer` and `derivation` take its place.
 _ASKING = (*rows.ASKING_COLUMNS, "problem", "options", "choices", "labels")
@@ -131,23 +132,10 @@ def _answer(row: Mapping) -> tuple[str | None, str | None]:
         derivation, _, answer = answer.rpartition("####")
         return answer.strip(), derivation.strip()
     if row.get("problem") is not None and isinstance(row.get("solution"), str):
-        return (boxed(row["solution"]) if answer is None else answer), row["solution"]
+        boxed, marked = final_part(row["solution"])
+        return (answer if answer is not None else boxed.strip() if marked else None), row["solution"]
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
         raise ValueError(f"column 'answer' holds {type(answer).__name__}, want a text or a number")
     if isinstance(answer, float) and not math.isfinite(answer):
         raise ValueError(f"column 'answer' holds {answer}, want a finite number")
     return (None if answer is None else str(answer)), row.get("derivation")
-
-
-def boxed(text: str) -> str | None:
-    r"""What the last `\boxed{...}` of a text holds, braces balanced; None where there is none.
-
-    Example: r"so $\boxed{\frac{1}{2}}$." -> r"\frac{1}{2}".
-    """
-    start = text.rfind("\\boxed{")
-    depth, begin = 0, start + len("\\boxed{")
-    for at in range(begin - 1, len(text)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
-        if depth == 0:
-            return text[begin:at].strip()
-    return None

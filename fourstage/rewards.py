@@ -21,6 +21,7 @@ from trl.trainer.utils import is_async_callable
 
 from fourstage import verifiers
 from fourstage.artifact import check_parent
+from fourstage.verifiers.plain import text_of
 
 
 def load_rewards(args) -> list[str | Callable]:
@@ -131,11 +132,6 @@ def check_rewards(name: str, rewards: Sequence, completions: Sequence) -> list[f
                 "be a finite number, or None where it cannot be scored"
             )
     return [None if reward is None else float(reward) for reward in rewards]
-
-
-def text_of(completion: str | list[dict]) -> str:
-    """The text of a completion, which TRL hands over as text or as a list of turns."""
-    return completion if isinstance(completion, str) else "".join(str(turn.get("content", "")) for turn in completion)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """recipes/grpo.py on tiny models and data: what it leaves, resumes, refuses, its control, and the watch over it."""
 
 import json
+import re
 import sys
 import warnings
 from types import SimpleNamespace
@@ -202,8 +203,6 @@ def test_a_healthy_run_is_left_alone():
     ],
 )
 def test_each_collapse_is_said_once_with_its_cause(log, why):
-    import re
-
     said = watched({}, {}, *[log] * 6)
     assert len(said) == 1 and re.search(why, said[0])
 
@@ -213,3 +212,4 @@ def test_only_rollouts_are_watched():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         watch.on_log(None, SimpleNamespace(is_world_process_zero=True), None, {"loss": 1.0})
+    assert watch.seen == {} and watch.first_entropies == []

@@ -9,7 +9,7 @@ from fourstage import verifiers
 from fourstage.arguments import DataArguments
 from fourstage.data import held_out_rows, load_problems, problem_format
 from fourstage.demo import chains, demo_rows
-from fourstage.problems import boxed, gold_check, problem_row
+from fourstage.problems import gold_check, problem_row
 
 
 def asked(text):
@@ -94,20 +94,6 @@ def test_rows_that_are_no_problems(row, why):
 def test_rows_left_out():
     assert problem_row({"question": " ", "answer": "4"}) is None
     assert "one number" in problem_row({"question": "When?", "answer": "2:30", "number": None, "formula": "x"})
-
-
-@pytest.mark.parametrize(
-    ("text", "inside"),
-    [
-        (r"\boxed{1} then \boxed{2}", "2"),
-        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        (r"\boxed{1", None),
-        ("no box", None),
-        (r"\boxed{}", ""),
-    ],
-)
-def test_boxed(text, inside):
-    assert boxed(text) == inside
 
 
 # Golds

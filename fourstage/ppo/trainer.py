@@ -21,7 +21,8 @@ from fourstage.ppo.contract import check_attributes, check_batch, check_methods
 from fourstage.ppo.critic import build_critic, prepare_critic
 from fourstage.ppo.forward import base_model, frozen_copy, plain_head, plain_head_pays, positions, whole
 from fourstage.ppo.rollouts import SaveAtRollouts, ignored_sampling_fields, plain_sampling
-from fourstage.rewards import prepare_rewards, text_of
+from fourstage.rewards import prepare_rewards
+from fourstage.verifiers.plain import text_of
 
 VALUE_FILE, VALUE_OPTIMIZER_FILE = "value_model.safetensors", "value_optimizer.pt"
 
