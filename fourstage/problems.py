@@ -34,7 +34,7 @@ def problem_row(row: Mapping, system_prompt: str | None = None) -> dict | str | 
     answer, derivation = _answer(row)
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     found = {"prompt": system + asked.pop("prompt"), **asked}
-    found |= {} if answer is None and "answer" not in row else {"answer": answer}
+    found |= {} if answer is None and derivation is None and "answer" not in row else {"answer": answer}
     return found | ({} if derivation is None else {"derivation": derivation})
 
 

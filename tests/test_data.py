@@ -485,7 +485,7 @@ def test_the_stages_own_defaults_are_used_without_arguments(monkeypatch, tmp_pat
     "stage, training, held_out",
     [
         ("pretrain", 3_000, 100),
-        ("sft", 1_800, 100),
+        ("sft", 2_400, 100),
         ("reward", 1_600, 200),
         ("ppo", 1_600, 100),
         ("grpo", 5_390, 1_249),

@@ -96,6 +96,13 @@ def test_rows_left_out():
     assert "one number" in problem_row({"question": "When?", "answer": "2:30", "number": None, "formula": "x"})
 
 
+def test_a_solution_without_a_box_is_a_row_without_a_gold():
+    row = problem_row({"problem": "Halve one.", "solution": "One half."})
+    assert row["answer"] is None and gold_check([verifiers.math], "drop")(row) == "not verifiable by math"
+    last = problem_row({"problem": "Halve one.", "solution": r"\boxed{1} no, \boxed{\frac12}"})
+    assert last["answer"] == r"\frac12"
+
+
 # Golds
 
 

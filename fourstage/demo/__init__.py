@@ -68,7 +68,7 @@ def demo_rows(stage: str) -> tuple[list[dict], list[dict]]:
         return _problems()
     makers = {
         "pretrain": (_document, 3_000, 100),
-        "sft": (_demonstration, 1_800, 100),
+        "sft": (_demonstration, 2_400, 100),
         "reward": (_preference, 1_600, 200),
         "ppo": (_prompt, 1_600, 100),
     }
