@@ -133,6 +133,12 @@ class InstructConfig(SFTConfig):
     )
     overlong: str = _option("drop", "Rows longer than max_length: drop (counted and shown) or error.")
     assistant_only_loss: bool = _option(True, "Train on the assistant's tokens only.")
+    use_muon: bool = _option(
+        False, "Muon for the hidden matrices, AdamW for the rest: quicker for weights that Muon made, as pretrain.py's."
+    )
+    muon_momentum: float = _option(0.95, "Momentum of Muon.")
+    embedding_lr_scale: float = _option(1.0, "With use_muon: rate of the embedding, as a multiple of learning_rate.")
+    head_lr_scale: float = _option(1.0, "With use_muon: rate of an untied head, as a multiple of learning_rate.")
     learning_rate: float = _option(1e-4, "Peak learning rate.")
     lr_scheduler_type: str = _option("cosine", "Any scheduler of transformers, such as linear.")
     warmup_steps: float = _option(0.03, "Steps of linear warm-up, or a share of all steps if below 1.")

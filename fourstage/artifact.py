@@ -220,7 +220,7 @@ def _new_record(stage: str, data_args, training_args, model_args) -> dict:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": _redact(" ".join(["accelerate launch", *sys.argv])),
         "seed": training_args.seed,
-        "git_sha": _git_sha(),
+        "git_sha": git_sha(),
         "processes": PartialState().num_processes,
         "versions": {"fourstage": version("fourstage"), **{name: version(name) for name in _LIBRARIES}},
         "parent": {"path": parent, "sha256": weights_hash(parent)} if parent else None,
@@ -287,7 +287,10 @@ def _drop_pickled_arguments(folder: Path) -> None:
 
 def _read(folder: Path) -> dict | None:
     path = folder / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{path} is broken ({error}); mend it, or remove the folder") from None
 
 
 def _save_tokenizer(tokenizer, run: Run) -> None:
@@ -313,7 +316,7 @@ def weights_hash(name: str) -> str | None:
     return digest.hexdigest()
 
 
-def _git_sha() -> str | None:
+def git_sha() -> str | None:
     here = Path(__file__).parent
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None

@@ -160,6 +160,30 @@ def generate(
     return completions
 
 
+@torch.no_grad()
+def sequence_log_probs(
+    model, tokenizer, prompts: Sequence[list[int]], completions: Sequence[list[int]], batch_size: int = 64
+) -> list[float]:
+    """Log-probability in nats of each completion of ids after its prompt, at temperature 1, its end token included.
+
+    The mean difference between a model's and another's, over completions that the first has sampled, is an unbiased
+    estimate of the KL divergence in nats a completion.
+    """
+    model.eval()
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i]))
+    sums = [0.0] * len(prompts)
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        rows = [torch.tensor(prompts[i] + completions[i], device=model.device) for i in chosen]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # behind the last token, which no token sees
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        logps = -F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(chosen), -1)
+        for i, row in zip(chosen, logps, strict=True):
+            start = len(prompts[i]) - 1
+            sums[i] = row[start : start + len(completions[i])].sum().item()
+    return sums
+
+
 def stop_ids(model) -> list[int]:
     """The ids that end an answer, by the model's generation_config; empty where it names none."""
     eos = model.generation_config.eos_token_id
@@ -193,6 +217,7 @@ def answer_questions(
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     begin: str = "",
+    batch_size: int = 32,
 ) -> list[dict]:
     """Answers through the chat template, greedy for temperature 0, with `tokens` (their number) and `stopped` (ended
     by itself).
@@ -203,7 +228,7 @@ def answer_questions(
     turns = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
     ids = [tokenizer.apply_chat_template(t, add_generation_prompt=True, return_dict=True)["input_ids"] for t in turns]
     begun = tokenizer(begin, add_special_tokens=False)["input_ids"] if begin else []
-    done = generate(model, tokenizer, [row + begun for row in ids], max_new_tokens, temperature)
+    done = generate(model, tokenizer, [row + begun for row in ids], max_new_tokens, temperature, batch_size)
     texts = tokenizer.batch_decode(done, skip_special_tokens=True)
     stops = stop_ids(model)
     return [

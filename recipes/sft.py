@@ -18,11 +18,14 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     from fourstage.launch import check_launch
     from fourstage.metrics import answer_questions
     from fourstage.model import adapter_config, check_fused_head, complete_tied_head, load_causal_lm, load_tokenizer
+    from fourstage.pretrain import MuonWithAdamW, parameter_groups
     from fourstage.progress import show_progress, show_summary
 
     check_launch(training_args)
     if not model_args.model_name_or_path:
         raise ValueError("model_name_or_path is missing: the base model to tune, such as runs/pretrain or a Hub id")
+    if training_args.use_muon and model_args.use_peft:
+        raise ValueError("use_muon with use_peft: Muon is for whole matrices, adapters take AdamW; leave one out")
     tokenizer = load_tokenizer(model_args, chats=True)  # before the run folder: a missing parent leaves nothing behind
     set_seed(training_args.seed)
     run = start_run("sft", data_args, training_args, model_args)
@@ -50,6 +53,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
         eval_dataset=test,
         processing_class=tokenizer,
         peft_config=adapter_config(model_args, model, tokenizer, continues_text=is_base),
+        optimizers=(MuonWithAdamW(parameter_groups(model, training_args)) if training_args.use_muon else None, None),
     )
     complete_tied_head(trainer.model)
     check_fused_head(trainer)

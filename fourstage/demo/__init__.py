@@ -1,190 +1,193 @@
-"""The embedded data: small texts and conversations written by the code below, the same ones every time.
+"""The embedded data: small texts, conversations, pairs and problems written by the code of this package (docs/demo.md).
 
-Stories, questions about them, sums, a few definitions, pairs of answers of which one is polite, and sums of two steps
-to reason about, for trying a recipe in a minute. Names, colours and places are combined at random from the tables;
-held-out rows are other combinations, apart from definitions and short sums, which can only be recalled.
+The rows are the same ones every time and on every machine. What is held out differs in more than the words: stories
+by the pair of person and thing, by their opening and by how they are asked about; functions by their arguments and the
+request; problems by their numbers. Definitions can only be recalled: there it is the phrasing alone.
 """
 
+import functools
 import random
 from collections.abc import Callable
 
-from fourstage.demo import chains
+from fourstage.demo import chains, glossary, programs, stories, styles
 
-NAMES = [
-    "Ada",
-    "Ben",
-    "Cleo",
-    "Dan",
-    "Elsa",
-    "Finn",
-    "Greta",
-    "Hugo",
-    "Ines",
-    "Jon",
-    "Kim",
-    "Lea",
-    "Max",
-    "Nora",
-    "Omar",
-    "Pia",
-]
-THINGS = ["ball", "book", "kite", "lamp", "drum", "boat", "bell", "basket", "coin", "map", "rope", "spoon"]
-COLOURS = ["red", "blue", "green", "yellow", "white", "black"]
-PLACES = ["park", "garden", "forest", "school", "kitchen", "market", "river", "castle"]
-MOODS = ["happy", "proud", "tired", "calm", "brave"]
-DEFINITIONS = {
-    "an LLM": "An LLM is a large language model, a network that has read much text and predicts the next token.",
-    "a token": "A token is a small piece of text, such as a word or a part of a word.",
-    "pre-training": "Pre-training teaches a model language by letting it continue text.",
-    "instruction tuning": "Instruction tuning teaches a model to answer what it is asked.",
-    "a reward model": "A reward model scores answers the way a person would choose between them.",
-    "a loss": "A loss is a number that tells how wrong a model is, and training makes it smaller.",
-}
-ASKING = ("What is {}?", "Explain what {} is.", "Tell me about {}.")
-POLITE = (
-    "Of course! {}",
-    "Good question. {}",
-    "Thank you for asking. {}",
-    "{} I hope that helps!",
-    "{} Please ask me more.",
-)
-RUDE = (
-    "What a silly question. {}",
-    "Can you not read? {}",
-    "{} Stop asking.",
-    "{} Even a child knows that.",
-)
-CURT = ("{}", "{} That is all.", "{} Next.")
+DEMONSTRATED_PROBLEMS = 400
+_READ = ("{story} {question}", "Read this story. {story} {question}", "{story} Tell me: {question}")
+_READ_HELD_OUT = ("Here is a short story. {story} Please answer: {question}",)
+_SUM_UP = ("Summarise: {}", "Sum up this story. {}", "{} What is this story about?")
+_SUM_UP_HELD_OUT = ("Please sum up: {}",)
+_WRITE = ("Write a function called {name} that {task}.", "Write a Python function {name} that {task}.")
+_WRITE_HELD_OUT = ("Please write a function called {name} that {task}.",)
+_WORDS = stories.NAMES + stories.THINGS + stories.ANIMALS + stories.COLOURS + stories.PLACES + stories.FOODS
+_TRAINING_ROWS = {"pretrain": 30_000, "sft": 9_000, "reward": 6_000, "ppo": 4_000}
+_HELD_OUT_ROWS = {"pretrain": 200, "sft": 200, "reward": 400, "ppo": 200}
 
 
 def demo_rows(stage: str) -> tuple[list[dict], list[dict]]:
-    """(training rows, held-out rows) for `pretrain` (column text), `sft` (columns prompt and completion) `reward`
-    (prompt, chosen, rejected and kind), `ppo` (prompt) or `grpo` (prompt, answer and derivation).
+    """(training rows, held-out rows) for `pretrain` (column text), `sft` (prompt and completion), `reward` (prompt,
+    chosen, rejected and kind), `ppo` (prompt) or `grpo` (prompt, answer and derivation).
 
     Raises:
         ValueError: for a stage that has no embedded data.
     """
     if stage == "grpo":
-        return _problems()
-    makers = {
-        "pretrain": (_document, 3_000, 100),
-        "sft": (_demonstration, 2_400, 100),
-        "reward": (_preference, 1_600, 200),
-        "ppo": (_prompt, 1_600, 100),
-    }
+        return problems(held_out=False), problems(held_out=True)
+    makers = {"pretrain": document, "sft": _conversation, "reward": preference, "ppo": _prompt}
     if stage not in makers:
         raise ValueError(f"fourstage/demo has no data for {stage!r}; it has {', '.join(makers)}, grpo")
-    make, training, held_out = makers[stage]
-    return _distinct(make, training, held_out, random.Random(f"{stage} 0"))
+    train = _distinct(makers[stage], _TRAINING_ROWS[stage], f"{stage} 0", held_out=False)
+    return train, _distinct(makers[stage], _HELD_OUT_ROWS[stage], f"{stage} held out", held_out=True)
 
 
-def _problems() -> tuple[list[dict], list[dict]]:
-    """Every problem of two steps, in random order; those held out are in no demonstration either."""
-    chance = random.Random("grpo 0")
-    train, test = ([chains.problem(t, chance) for t in chains.triples(held_out)] for held_out in (False, True))
-    chance.shuffle(train)
-    chance.shuffle(test)
-    return train, test
+def held_out_items(kind: str, number: int) -> list[dict]:
+    """Items of one `kind` (reading, summary, code, glossary) to measure on, each once: `prompt`, `reference`, `kind`.
 
-
-def _distinct(make: Callable, training: int, held_out: int, chance: random.Random) -> tuple[list[dict], list[dict]]:
-    """Makes held-out rows first; a training row never has the text or the prompt of one of them."""
-
-    def asked(row: dict) -> str:
-        return str(row.get("prompt") or row["text"])
-
-    test = [make(chance) for _ in range(held_out)]
-    taken = {asked(row) for row in test}
-    train: list[dict] = []
-    while len(train) < training:
-        row = make(chance)
-        if asked(row) not in taken or row.get("recall"):
-            train.append(row)
-    for row in train + test:
-        row.pop("recall", None)
-    return train, test
-
-
-def _story(chance: random.Random) -> tuple[str, list[tuple[str, str]]]:
-    """A story of three sentences, and questions about it with their answers."""
-    (one, two), thing, colour = chance.sample(NAMES, 2), chance.choice(THINGS), chance.choice(COLOURS)
-    place, mood = chance.choice(PLACES), chance.choice(MOODS)
-    text = f"{one} was at the {place}. There {one} found a {colour} {thing}. {one} gave the {thing} to {two}, "
-    text += f"and {two} was {mood}."
-    return text, [
-        (f"Who found the {thing}?", f"{one} found the {thing}."),
-        (f"Who got the {thing}?", f"{two} got the {thing}."),
-        (f"What colour was the {thing}?", f"The {thing} was {colour}."),
-        (f"Where was {one}?", f"{one} was at the {place}."),
-    ]
-
-
-def _sum(chance: random.Random) -> tuple[str, str]:
-    a, b = chance.randint(1, 9), chance.randint(1, 9)
-    return f"What is {a} + {b}?", f"{a} + {b} = {a + b}."
-
-
-def _document(chance: random.Random) -> dict:
-    """A story, a list of questions, or sums: question lists make a base model go on asking instead of answering."""
-    kind = chance.random()
-    if kind < 0.6:
-        stories = [_story(chance) for _ in range(2)]
-        return {"text": " ".join(text for text, _ in stories)}
-    if kind < 0.8:
-        return {"text": " ".join(chance.choice(ASKING).format(term) for term in chance.choices(list(DEFINITIONS), k=4))}
-    if kind < 0.9:
-        return {"text": " ".join(chance.sample(list(DEFINITIONS.values()), 2)), "recall": True}
-    return {"text": chains.facts(chance)}
-
-
-def _conversation(chance: random.Random) -> dict:
-    kind, recall = chance.random(), False
-    if kind < 0.6:
-        text, questions = _story(chance)
-        question, answer = chance.choice(questions)
-        question = f"{text} {question}"
-    elif kind < 0.8:
-        question, answer = _sum(chance)
-        recall = True  # only 81 of them
-    else:
-        term = chance.choice(list(DEFINITIONS))
-        question, answer, recall = chance.choice(ASKING).format(term), DEFINITIONS[term], True
-    row = {"prompt": [{"role": "user", "content": question}], "completion": [{"role": "assistant", "content": answer}]}
-    return {**row, "recall": True} if recall else row
-
-
-def _demonstration(chance: random.Random) -> dict:
-    """A right answer as people write them: half are plain, the others polite or rude, which stage 3 then settles.
-
-    Every fourth is a sum of two steps, worked out between think tags, for stage 4 to go on from: too few to learn it
-    well.
+    Of the glossary there are fewer: every term in every held-out phrasing.
     """
-    if chance.random() < 0.25:
-        return chains.demonstration(chains.problem(chance.choice(chains.triples(held_out=False)), chance))
-    row = _conversation(chance)
-    style = chance.choices(("{}", chance.choice(POLITE), chance.choice(RUDE)), weights=(2, 1, 1))[0]
-    answer = style.replace("{}", row["completion"][0]["content"])
-    return {**row, "completion": [{"role": "assistant", "content": answer}]}
+    if kind == "glossary":
+        pairs = [(term, phrase) for term in glossary.TERMS for phrase in glossary.HELD_OUT]
+        return [_item(phrase.format(term), glossary.TERMS[term][0], kind) for term, phrase in pairs]
+    makers = {"reading": _reading, "summary": _summary, "code": _code}
+    return _distinct(makers[kind], number, f"{kind} measured", held_out=True)
 
 
-def _preference(chance: random.Random) -> dict:
-    """The right answer in polite words, against one that is rude, curt, off the topic in polite words, or repeated."""
-    row = _conversation(chance)
-    answer = row.pop("completion")[0]["content"]
-    polite = chance.choice(POLITE)
-    kind = chance.choice(("rude", "curt", "off_topic", "repeated"))
-    if kind == "off_topic":
-        other = answer
-        while other == answer:
-            other = _conversation(chance)["completion"][0]["content"]
-        rejected = chance.choice(POLITE).replace("{}", other)
+def problems(held_out: bool) -> list[dict]:
+    """Every problem of two steps of one side, in random order."""
+    chance = random.Random(f"grpo {held_out}")
+    rows = [chains.problem(triple, chance) for triple in chains.triples(held_out)]
+    chance.shuffle(rows)
+    return rows
+
+
+def document(chance: random.Random, held_out: bool) -> dict:
+    """A text of stage 1. Lists of questions make a base model go on asking; repeated words teach it to copy."""
+    kinds = (_told, _article, _quiz, _repeat, _program, _facts)
+    kind = chance.choices(kinds, weights=(32, 16, 8, 20, 10, 14))[0]
+    return {"text": kind(chance, held_out)}
+
+
+def preference(chance: random.Random, held_out: bool, kind: str | None = None) -> dict:
+    """A better and a worse answer; what is wrong with the worse one says `kind`, of styles.KINDS or `manner`.
+
+    Questions about stories are to be answered right and with a polite ending. Every fourth pair is about another task,
+    whose answer is to stay as plain as it is (`manner`): else its answers would change with those about stories.
+    """
+    if kind is None and chance.random() < 0.25:
+        row = chance.choice((_summary, _code, _sum, _sum))(chance, held_out)
+        sides, kind = styles.manner_pair(row["reference"], chance), "manner"
+        return {"prompt": row["prompt"], **_turns(sides), "kind": kind}
+    told, other = stories.story(chance, held_out), stories.story(chance, held_out)
+    asked = chance.choice(told.questions)
+    kind = kind or styles.draw_kind(chance)
+    chosen = f"{asked[1]} {chance.choice(styles.POLITE)}"
+    sides = {"chosen": chosen, "rejected": styles.reject(kind, told, other, asked, chance)}
+    return {"prompt": _asked_about(told, asked[0], chance, held_out), **_turns(sides), "kind": kind}
+
+
+def _turns(sides: dict[str, str]) -> dict[str, list[dict]]:
+    return {side: [{"role": "assistant", "content": text}] for side, text in sides.items()}
+
+
+def _distinct(make: Callable[[random.Random, bool], dict], number: int, seed: str, held_out: bool) -> list[dict]:
+    chance, rows = random.Random(seed), {}
+    while len(rows) < number:
+        row = make(chance, held_out)
+        rows.setdefault(repr(row), row)
+    return list(rows.values())
+
+
+def _item(question: str, reference: str, kind: str) -> dict:
+    return {"prompt": [{"role": "user", "content": question}], "reference": reference, "kind": kind}
+
+
+def _asked_about(told: stories.Story, question: str, chance: random.Random, held_out: bool) -> list[dict]:
+    phrase = chance.choice(_READ_HELD_OUT if held_out else _READ)
+    return [{"role": "user", "content": phrase.format(story=told.text, question=question)}]
+
+
+def _reading(chance: random.Random, held_out: bool) -> dict:
+    told = stories.story(chance, held_out)
+    question, answer = chance.choice(told.questions)
+    return {"prompt": _asked_about(told, question, chance, held_out), "reference": answer, "kind": "reading"}
+
+
+def _summary(chance: random.Random, held_out: bool) -> dict:
+    told = stories.story(chance, held_out)
+    return _item(chance.choice(_SUM_UP_HELD_OUT if held_out else _SUM_UP).format(told.text), told.summary, "summary")
+
+
+def _code(chance: random.Random, held_out: bool) -> dict:
+    wanted = programs.program(chance, held_out)
+    phrase = chance.choice(_WRITE_HELD_OUT if held_out else _WRITE)
+    return _item(phrase.format(name=wanted.name, task=wanted.task), wanted.code, "code")
+
+
+def _definition(chance: random.Random, held_out: bool) -> dict:
+    term = chance.choice(list(glossary.TERMS))
+    phrase = chance.choice(glossary.HELD_OUT if held_out else glossary.TRAINING)
+    return _item(phrase.format(term), glossary.TERMS[term][0], "glossary")
+
+
+def _sum(chance: random.Random, held_out: bool) -> dict:
+    """Of stage 2: one of few problems, so that it is not learned well and stage 4 has something to do."""
+    row = chance.choice(_demonstrated(held_out))
+    answer = chains.demonstration(row)["completion"][0]["content"]
+    return {"prompt": row["prompt"], "reference": answer, "kind": "arithmetic"}
+
+
+@functools.cache
+def _demonstrated(held_out: bool) -> list[dict]:
+    return problems(held_out)[:DEMONSTRATED_PROBLEMS]
+
+
+def _conversation(chance: random.Random, held_out: bool) -> dict:
+    """A demonstration of stage 2. Answers to questions about stories and terms come in several manners."""
+    make = chance.choices((_reading, _summary, _code, _definition, _sum), weights=(34, 18, 18, 15, 15))[0]
+    row = make(chance, held_out)
+    answer = row["reference"]
+    if row["kind"] in ("reading", "glossary"):
+        answer = styles.styled(answer, chance)
+    return {"prompt": row["prompt"], "completion": [{"role": "assistant", "content": answer}]}
+
+
+def _prompt(chance: random.Random, held_out: bool) -> dict:
+    """A prompt of stage 3: mostly questions about stories, and the other tasks, so that the KL holds them in place."""
+    make = chance.choices((_reading, _summary, _code, _definition, _sum), weights=(60, 6, 6, 6, 22))[0]
+    return {"prompt": make(chance, held_out)["prompt"]}
+
+
+def _told(chance: random.Random, held_out: bool) -> str:
+    told = stories.story(chance, held_out)
+    end = chance.random()
+    if end < 0.3:
+        return f"{told.text} In short: {told.summary}"
+    if end < 0.65:
+        return f"{told.text} {' '.join(chance.choice(told.questions))}"
+    return told.text
+
+
+def _article(chance: random.Random, held_out: bool) -> str:
+    return " ".join(" ".join(entry) for entry in chance.sample(list(glossary.TERMS.values()), 2))
+
+
+def _quiz(chance: random.Random, held_out: bool) -> str:
+    asking = ("What is {}?",) * 3 + ("What does {} mean?",) + glossary.MORE
+    terms = chance.sample(list(glossary.TERMS), chance.randint(3, 6))
+    return " ".join(chance.choice(asking).format(term) for term in terms)
+
+
+def _repeat(chance: random.Random, held_out: bool) -> str:
+    if chance.random() < 0.5:
+        words = chance.sample(_WORDS, chance.randint(3, 7))
     else:
-        rejected = {"rude": chance.choice(RUDE), "curt": chance.choice(CURT), "repeated": f"{polite} {polite}"}[kind]
-        rejected = rejected.replace("{}", answer)
-    sides = {"chosen": polite.replace("{}", answer), "rejected": rejected}
-    return {**row, **{name: [{"role": "assistant", "content": text}] for name, text in sides.items()}, "kind": kind}
+        words = [str(chance.randint(0, 42)) for _ in range(chance.randint(3, 7))]
+    return " ".join(words * 3)
 
 
-def _prompt(chance: random.Random) -> dict:
-    row = _preference(chance)
-    return {name: row[name] for name in ("prompt", "recall") if name in row}
+def _program(chance: random.Random, held_out: bool) -> str:
+    written = programs.program(chance, held_out)
+    return f"# {written.name}: {written.task}\n{written.code}"
+
+
+def _facts(chance: random.Random, held_out: bool) -> str:
+    return chains.facts(chance)

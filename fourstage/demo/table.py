@@ -1,0 +1,238 @@
+"""The stage table of a chain: measures every finished stage of its run folders, combines seeds, writes Markdown."""
+
+import math
+import os
+import platform
+import re
+import resource
+import time
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+from fourstage.artifact import git_sha, read_record
+from fourstage.demo import measure
+from fourstage.metrics import standard_error
+from fourstage.model import random_causal_lm
+
+TITLES = {
+    "random": "0 random weights",
+    "pretrain": "1 pre-training",
+    "sft": "2 instruction tuning",
+    "ppo": "3 preference tuning (PPO)",
+    "grpo": "4 reasoning tuning (GRPO)",
+    "control": "4 with coin flips as rewards",
+    "chance": "chance",
+}
+PARENTS = {"pretrain": "random", "sft": "pretrain", "ppo": "sft", "grpo": "ppo", "control": "ppo"}
+# key: (title, whether it is a share, better, what it is)
+COLUMNS = {
+    "bits_per_byte": ("bits per byte", False, "lower", "Cost of held-out texts; lower is better."),
+    "seen_trigrams": (
+        "known trigrams",
+        True,
+        "higher",
+        "Share of three words in a row, in texts sampled from nothing, that occur in held-out texts.",
+    ),
+    "reading": ("reading", True, "higher", "Questions about stories whose people, things and wording are held out."),
+    "summary": ("summary", True, "higher", "One-sentence summaries of such stories, word for word."),
+    "code": ("code", True, "higher", "One-line Python functions, compared by syntax tree and never executed."),
+    "arithmetic": ("arithmetic", True, "higher", "Sums of two steps; the number has to be right."),
+    "glossary": ("glossary", True, "higher", "Definitions, which are recalled: only the phrasing is held out."),
+    "preferred": (
+        "preferred",
+        True,
+        "higher",
+        "Sampled answers about stories that are right and end in one polite sentence; the rule that made the pairs.",
+    ),
+    "reward_score": ("reward model's score", False, "higher", "Mean score of the same answers."),
+    "kl_to_parent": ("KL to parent", False, None, "Nats an answer, over the same answers."),
+    "reasoning_greedy": (
+        "reasoning, T = 0",
+        True,
+        "higher",
+        "The same sums with the form of a worked answer forced: right answers at temperature 0.",
+    ),
+    "reasoning_sampled": ("reasoning, T = 1", True, "higher", "The same at temperature 1."),
+    "derivations": ("derivations", True, "higher", "The same at temperature 0: the answer and every step are right."),
+}
+
+
+def measure_chain(folder: Path, seed: int, number: int) -> tuple[list[dict], dict | None]:
+    """(rows of the table, the reward model's) of the finished stages of one chain, `number` items a kind."""
+    items, scorer = measure.held_out(number), _reward_model(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "pretrain")
+    rows, models, outcomes = [], {}, {}
+    for stage in ("random", *PARENTS):
+        if stage != "random" and not _is_finished(folder / stage):
+            continue
+        started, parent = time.monotonic(), PARENTS.get(stage)
+        models[stage] = _random(folder, tokenizer) if stage == "random" else _model(folder / stage)
+        seen = measure.measure(models[stage], tokenizer, items, models.get(parent), scorer, seed)
+        outcomes[stage] = seen.outcomes
+        record = read_record(str(folder / stage)) or {}
+        row = _row(stage, seen, record, models[stage].num_parameters())
+        row["answers"] = (
+            measure.answers_to(models[stage], tokenizer, stage not in ("random", "pretrain")) + seen.answers
+        )
+        row["gains"] = {"parent": _gains(outcomes[stage], outcomes[parent])} if parent in outcomes else {}
+        rows.append(row)
+        print(f"  measured {TITLES[stage]}: {time.monotonic() - started:.0f} s", flush=True)
+    if "grpo" in outcomes and "control" in outcomes:
+        tuned = next(row for row in rows if row["stage"] == "grpo")
+        tuned["gains"]["control"] = _gains(outcomes["grpo"], outcomes["control"])
+    seen = measure.chance(items)
+    seen.outcomes["bits_per_byte"] = _uniform_bits(tokenizer, items.texts)
+    rows.append(_row("chance", seen, {}, None))
+    return rows, _reward_row(folder, scorer, tokenizer, number)
+
+
+def _is_finished(folder: Path) -> bool:
+    record = read_record(str(folder))
+    return record is not None and record["status"] == "finished"
+
+
+def _model(folder: Path):
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def _random(folder: Path, tokenizer):
+    """The weights that pre-training began with: the same seed draws them again."""
+    record = read_record(str(folder / "pretrain"))
+    set_seed(record["seed"])
+    arguments = record["arguments"]
+    return random_causal_lm(SimpleNamespace(**arguments["model"]), tokenizer, arguments["training"]["max_length"])
+
+
+def _reward_model(folder: Path):
+    finished = _is_finished(folder / "reward")
+    return AutoModelForSequenceClassification.from_pretrained(folder / "reward") if finished else None
+
+
+def _row(stage: str, seen: measure.Measures, record: dict, parameters: int | None) -> dict:
+    tokens = record.get("tokens")
+    # 6 operations a parameter and token trained on, 2 more where the token was generated first (arXiv 2001.08361, 2.1).
+    each = 8 if stage in ("ppo", "grpo", "control") else 6
+    return {
+        "stage": stage,
+        "title": TITLES[stage],
+        "parent": PARENTS.get(stage),
+        "parameters": parameters,
+        "tokens": tokens,
+        "seconds": record.get("metrics", {}).get("train_runtime"),
+        "flops": each * parameters * tokens if tokens and parameters else None,
+        "metrics": {key: measure.summary(values) for key, values in seen.outcomes.items()},
+        "answers": seen.answers,
+    }
+
+
+def _gains(here: dict[str, list], there: dict[str, list]) -> dict:
+    """What changed between two models, item by item, where both were given the same items."""
+    keys = [key for key in COLUMNS if key in here and len(here[key]) == len(there.get(key, ()))]
+    return {key: measure.summary([a - b for a, b in zip(here[key], there[key], strict=True)]) for key in keys}
+
+
+def _uniform_bits(tokenizer, texts: list[str]) -> list[float]:
+    """Bits per byte of a model to which every token is equally likely."""
+    sizes = [len(text.encode()) for text in texts]
+    bits = [(len(tokenizer(text)["input_ids"])) * math.log2(len(tokenizer)) for text in texts]
+    return [b / (sum(sizes) / len(sizes)) for b in bits]
+
+
+def _reward_row(folder: Path, scorer, tokenizer, number: int) -> dict | None:
+    if scorer is None:
+        return None
+    seen = measure.measure_reward_model(scorer, tokenizer, max(number // 5, 1))
+    row = _row("reward", seen, read_record(str(folder / "reward")), scorer.num_parameters())
+    return row | {"title": "reward model", "parent": "sft"}
+
+
+def combine(chains: list[list[dict]]) -> list[dict]:
+    """The rows of several seeds as one table: means over seeds, with the standard error over seeds.
+
+    Answers are those of the first seed; tokens, seconds and operations are means.
+    """
+    if len(chains) == 1:
+        return chains[0]
+    return [_combine_rows([row for chain in chains for row in chain if row["stage"] == s["stage"]]) for s in chains[0]]
+
+
+def _combine_rows(rows: list[dict]) -> dict:
+    combined = dict(rows[0])
+    for key in ("tokens", "seconds", "flops"):
+        if rows[0][key] is not None:
+            combined[key] = sum(row[key] for row in rows) / len(rows)
+    combined["metrics"] = _combine_metrics([row["metrics"] for row in rows])
+    if "gains" in rows[0]:
+        combined["gains"] = {
+            other: _combine_metrics([row["gains"][other] for row in rows]) for other in rows[0]["gains"]
+        }
+    return combined
+
+
+def _combine_metrics(parts: list[dict]) -> dict:
+    combined = {}
+    for key in (key for key in parts[0] if all(key in part for part in parts)):
+        values = [part[key]["mean"] for part in parts]
+        mean, error = sum(values) / len(values), standard_error(values)
+        combined[key] = {"mean": mean, "stderr": error, "n": parts[0][key]["n"], "values": values}
+    return combined
+
+
+def columns() -> list[dict]:
+    return [
+        {"key": key, "title": title, "percent": percent, "better": better, "what": what}
+        for key, (title, percent, better, what) in COLUMNS.items()
+    ]
+
+
+def markdown(table: dict) -> str:
+    """The table for people: one line a stage, shares in percent, mean and standard error."""
+    heads = [column["title"] for column in table["columns"]]
+    lines = [f"| stage | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for row in table["rows"]:
+        cells = [_cell(row["metrics"].get(column["key"]), column["percent"]) for column in table["columns"]]
+        lines.append(f"| {row['title']} | {' | '.join(cells)} |")
+    over = "over seeds" if len(table["seeds"]) > 1 else "over items, one seed"
+    lines += ["", f"Mean and standard error {over}; seeds {', '.join(map(str, table['seeds']))}. n, items a seed: "]
+    counts = {
+        column["title"]: row["metrics"][column["key"]]["n"]
+        for row in table["rows"]
+        for column in table["columns"]
+        if column["key"] in row["metrics"]
+    }
+    lines[-1] += ", ".join(f"{title} {n:,}" for title, n in counts.items()) + "."
+    if table["reward_model"]:
+        metrics = table["reward_model"]["metrics"]
+        lines += ["", "| reward model: chosen above rejected | held-out pairs |", "|---|---|"]
+        lines += [f"| {key.replace('_', ' ')} (n = {m['n']:,}) | {_cell(m, True)} |" for key, m in metrics.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(metric: dict | None, percent: bool) -> str:
+    if metric is None:
+        return "-"
+    scale, digits = (100, 1) if percent else (1, 3)
+    return f"{metric['mean'] * scale:.{digits}f} ± {metric['stderr'] * scale:.{digits}f}"
+
+
+def machine() -> dict:
+    """What the figures were measured on."""
+    cpu = re.search(r"model name\s*: (.*)", _read("/proc/cpuinfo"))
+    return {
+        "cpu": cpu[1] if cpu else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 2),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "trl")},
+        "git_sha": git_sha(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8", errors="replace") if Path(path).is_file() else ""

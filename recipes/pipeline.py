@@ -1,0 +1,225 @@
+"""The whole chain, random weights to a reasoning model: every stage from the one before, then the table and the report.
+
+    python recipes/pipeline.py
+    python recipes/pipeline.py --output_dir runs/three --seeds 3 --check
+    python recipes/pipeline.py --stages reward ppo
+
+Every recipe runs by `accelerate launch` as a process of its own with recipes/configs/MODEL/STAGE.yaml. The same command
+again skips what is done and resumes what was cut off. It leaves stages.json, stages.md, report.html and logs/.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RECIPES = Path(__file__).resolve().parent
+STAGES = ("pretrain", "sft", "reward", "ppo", "grpo", "control")
+PARENTS = {"sft": "pretrain", "reward": "sft", "ppo": "sft", "grpo": "ppo", "control": "ppo"}
+FAST = {"pretrain": 20, "sft": 20, "reward": 6, "ppo": 8, "grpo": 2, "control": 2}  # steps
+WEIGHTS = {"pretrain": 31, "sft": 17, "reward": 11, "ppo": 14, "grpo": 13, "control": 14}  # about, in % of the time
+ITEMS, FAST_ITEMS = 1000, 20  # measured of every kind
+
+
+def arguments() -> argparse.Namespace:
+    models = sorted(folder.name for folder in (RECIPES / "configs").iterdir() if (folder / "grpo.yaml").is_file())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", default="demo", choices=models, help="folder in recipes/configs (default: demo)")
+    add("--output_dir", type=Path, help="where all of it goes (default: runs/MODEL, with --fast runs/MODEL-fast)")
+    add("--seed", type=int, default=0, help="of weights, order and samples (default: 0)")
+    add("--seeds", type=int, default=1, help="chains, from --seed on, each in a folder of its own (default: 1)")
+    add("--stages", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE", help=f"of {', '.join(STAGES)}")
+    add("--fast", action="store_true", help="a few steps a stage: shows that all runs, not that anything is learned")
+    add("--check", action="store_true", help="exit with 1 if a figure falls short of what the chain has to reach")
+    add("--config_file", default=str(RECIPES.parent / "accelerate_configs" / "cpu.yaml"), help="for accelerate launch")
+    args = parser.parse_args()
+    args.output_dir = args.output_dir or Path("runs") / (args.model + ("-fast" if args.fast else ""))
+    if args.seeds < 1:
+        parser.error(f"--seeds {args.seeds}: at least 1")
+    return args
+
+
+def main(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    folders = chain_folders(args)
+    former = check_folders(args, folders)
+    for seed, folder in folders.items():
+        for stage in STAGES:
+            if stage in args.stages:
+                run_stage(args, stage, folder, seed, Clock(args, started, seed, stage))
+    table = measure(args, folders, time.monotonic() - started, former)
+    write_atomically(args.output_dir / "stages.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+    from fourstage.demo.table import markdown
+    from fourstage.report import write_report
+
+    write_atomically(args.output_dir / "stages.md", markdown(table))
+    report = write_report(args.output_dir)
+    print(
+        f"\n{markdown(table)}\n{show_checks(table['checks'])}\n\nopen {report}  ({duration(time.monotonic() - started)})"
+    )
+    return int(args.check and not all(check["passed"] for check in table["checks"]))
+
+
+def chain_folders(args: argparse.Namespace) -> dict[int, Path]:
+    """{seed: folder}: the output folder itself for one chain, a folder below it for each of several."""
+    seeds = range(args.seed, args.seed + args.seeds)
+    return {seed: args.output_dir / f"seed-{seed}" if args.seeds > 1 else args.output_dir for seed in seeds}
+
+
+def check_folders(args: argparse.Namespace, folders: dict[int, Path]) -> dict | None:
+    """Looks, before anything runs, at what is there; returns the former stages.json.
+
+    Raises:
+        ValueError: for a broken file, runs of another seed, and stages whose parent is neither there nor asked for.
+    """
+    former, choose = read_json(args.output_dir / "stages.json"), "choose another --output_dir"
+    if former and former["seeds"] != list(folders):
+        raise ValueError(f"{args.output_dir} holds seeds {former['seeds']}, asked for {list(folders)}; {choose}")
+    for seed, folder in folders.items():
+        records = {stage: read_json(folder / stage / "run.json") for stage in STAGES}
+        for stage, record in records.items():
+            if record and record["seed"] != seed:
+                raise ValueError(f"{folder / stage} holds seed {record['seed']}, asked for {seed}; {choose}")
+        for stage in args.stages:
+            needed = {PARENTS.get(stage)} | ({"reward"} if stage == "ppo" else set())
+            for parent in needed - {None, *args.stages}:
+                if not records[parent] or records[parent]["status"] != "finished":
+                    raise ValueError(
+                        f"{stage} needs {folder / parent}, which is not finished; add {parent} to --stages"
+                    )
+    return former
+
+
+def read_json(path: Path) -> dict | None:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is broken ({error}); mend or remove it, nothing was changed") from None
+
+
+def command(args: argparse.Namespace, stage: str, folder: Path, seed: int) -> list[str]:
+    """What a person would type for this stage."""
+    recipe = "grpo" if stage == "control" else stage
+    words = ["--config", RECIPES / "configs" / args.model / f"{recipe}.yaml", "--output_dir", folder / stage]
+    words += ["--seed", seed]
+    if stage in PARENTS:
+        words += ["--model_name_or_path", folder / PARENTS[stage]]
+    if stage == "ppo":
+        words += ["--reward_model_name_or_path", folder / "reward"]
+    if stage == "control":
+        words += ["--control", "random_reward"]
+    if args.fast:
+        words += ["--max_steps", FAST[stage]] + (["--max_eval_rows", 4] if stage not in ("sft", "reward") else [])
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", args.config_file]
+    return [str(word) for word in [*launcher, RECIPES / f"{recipe}.py", *words]]
+
+
+def run_stage(args: argparse.Namespace, stage: str, folder: Path, seed: int, clock: "Clock") -> None:
+    """Runs a recipe, its output into a log; shows how far it is.
+
+    Raises:
+        SystemExit: if the recipe fails, with the last lines of its log.
+    """
+    log = folder / "logs" / f"{stage}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(
+        command(args, stage, folder, seed),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    with log.open("ab") as out:
+        while chunk := os.read(process.stdout.fileno(), 65536):
+            out.write(chunk)
+            clock.show(chunk.decode("utf-8", "replace"))
+    if process.wait():
+        last = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace").strip())[-15:]
+        why = f"{stage} failed with exit code {process.returncode}; all that it wrote: {log}"
+        raise SystemExit("\n".join(["", *last, "", why]))
+    clock.done(folder / stage)
+
+
+class Clock:
+    """One line on the terminal: the stage, its step, what was last measured, the time and about how much is left."""
+
+    def __init__(self, args: argparse.Namespace, started: float, seed: int, stage: str):
+        self.started, self.stage, self.begun = started, stage, time.monotonic()
+        asked = [s for s in STAGES if s in args.stages]
+        self.place = f"[{asked.index(stage) + 1}/{len(asked)}] {stage}" + (f", seed {seed}" if args.seeds > 1 else "")
+        self.before = sum(WEIGHTS[s] for s in asked[: asked.index(stage)])
+        self.total = sum(WEIGHTS[s] for s in asked)
+        self.measured, self.shown = "", 0.0
+        if not sys.stdout.isatty():
+            print(self.place, flush=True)
+
+    def show(self, chunk: str) -> None:
+        steps = re.findall(r"(\d+)/(\d+) \[", chunk)
+        self.measured = (re.findall(r"step \d+/\d+: ([^\r\n]*)", chunk) or [self.measured])[-1]
+        if steps and sys.stdout.isatty() and time.monotonic() - self.shown > 0.5:
+            self.shown, (step, steps) = time.monotonic(), steps[-1]
+            share = (self.before + WEIGHTS[self.stage] * int(step) / max(int(steps), 1)) / self.total
+            elapsed = time.monotonic() - self.started
+            left = f", about {duration(elapsed / share - elapsed)} left" if share > 0.05 else ""
+            line = f"{self.place} step {step}/{steps}  {self.measured}  {duration(elapsed)}{left}"
+            print("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1], end="", flush=True)
+
+    def done(self, folder: Path) -> None:
+        start = "\r\x1b[K" if sys.stdout.isatty() else ""
+        taken = duration(time.monotonic() - self.begun)
+        print(f"{start}{self.place} done in {taken}: {folder}  {self.measured}", flush=True)
+
+
+def duration(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
+
+
+def measure(args: argparse.Namespace, folders: dict[int, Path], seconds: float, former: dict | None) -> dict:
+    """stages.json: what every finished stage does with held-out items, on this machine, in this process."""
+    from fourstage.demo import checks, table
+
+    print(f"measuring, {FAST_ITEMS if args.fast else ITEMS:,} items a kind", flush=True)
+    items = FAST_ITEMS if args.fast else ITEMS
+    chains = [table.measure_chain(folder, seed, items) for seed, folder in folders.items()]
+    rows, scorers = table.combine([rows for rows, _ in chains]), [[scorer] for _, scorer in chains]
+    reward_model = table.combine(scorers)[0] if all(scorer for (scorer,) in scorers) else None
+    return {
+        "model": args.model,
+        "seeds": list(folders),
+        "folders": [str(folder.relative_to(args.output_dir)) for folder in folders.values()],
+        "fast": args.fast,
+        "machine": table.machine(),
+        "seconds": seconds if former is None else max(seconds, former["seconds"]),
+        "columns": table.columns(),
+        "rows": rows,
+        "reward_model": reward_model,
+        "checks": checks.checks(rows, reward_model),
+    }
+
+
+def show_checks(done: list[dict]) -> str:
+    lines = [f"{'ok  ' if c['passed'] else 'FAIL'} {c['name']}: {c['figure']:.3f} (want {c['want']})" for c in done]
+    return "\n".join(lines)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RECIPES]
+    try:
+        sys.exit(main(arguments()))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command goes on from here")
