@@ -3,6 +3,7 @@
 #   make PYTHON=python3.12 venv       another Python for a new .venv
 #   make VENV=/path/to/venv test      an environment of yours in place of .venv; an active one: VENV=$VIRTUAL_ENV
 #   make ARGS=tests/test_data.py test more arguments for pytest
+#   make ARGS="--seeds 3 --check --output_dir runs/three" demo   more arguments for recipes/pipeline.py
 #   make JOBS=8 test                  more than two test processes
 #   make EXTRAS=dev,math,tasks venv   other extras of pyproject.toml (tasks needs a C compiler) for a new .venv
 #
@@ -11,7 +12,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-slow lint format clean
+.PHONY: help venv demo test test-slow lint format clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -36,6 +37,9 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
 
 venv: $(STAMP)  ## make .venv and install the project in it
+
+demo: $(STAMP)  ## random weights to a reasoning model, on this machine, with a table and an illustrated report
+	HF_HUB_OFFLINE=1 $(BIN)/python recipes/pipeline.py $(ARGS)
 
 test: $(STAMP)  ## the fast tests
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -3,7 +3,6 @@
 import csv
 import gzip
 import json
-import subprocess
 import sys
 from collections import Counter
 
@@ -22,7 +21,7 @@ from fourstage.data import (
     load_preferences,
     load_texts,
 )
-from fourstage.demo import DEFINITIONS, POLITE, demo_rows
+from fourstage.demo import demo_rows
 from fourstage.rows import text_row
 
 TEXTS = [f"Document {i}, with an é and a \U0001f600." for i in range(40)]
@@ -430,7 +429,7 @@ def read(monkeypatch, *arguments):
     [
         ("learning_rte: 1", ["learning_rte: unknown", "did you mean learning_rate?"]),
         ("qqqq: 1", ["qqqq: unknown", "see --help"]),
-        ("use_muon: false", ["use_muon: unknown"]),  # another stage's
+        ("decay_ratio: 0.5", ["decay_ratio: unknown"]),  # another stage's
         ("hub_token: hf_secret", ["hub_token", "hf auth login", "HF_TOKEN"]),
         ("- a\n- b", ["must hold `key: value` lines", "list"]),
         ("", ["must hold `key: value` lines"]),
@@ -478,69 +477,7 @@ def test_the_stages_own_defaults_are_used_without_arguments(monkeypatch, tmp_pat
     assert (data.dataset_name, training.max_steps) == ("fourstage/demo", 3), path
 
 
-# Embedded data
-
-
-@pytest.mark.parametrize(
-    "stage, training, held_out",
-    [
-        ("pretrain", 3_000, 100),
-        ("sft", 2_400, 100),
-        ("reward", 1_600, 200),
-        ("ppo", 1_600, 100),
-        ("grpo", 5_390, 1_249),
-    ],
-)
-def test_the_embedded_data_is_the_same_every_time(stage, training, held_out):
-    train, test = demo_rows(stage)
-    assert (len(train), len(test)) == (training, held_out) and demo_rows(stage) == (train, test)
-    code = f"import json; from fourstage.demo import demo_rows; print(json.dumps(demo_rows({stage!r})))"
-    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
-    assert json.loads(fresh) == [train, test]
-    columns = {
-        "pretrain": {"text"},
-        "sft": {"prompt", "completion"},
-        "reward": {"prompt", "chosen", "rejected", "kind"},
-        "ppo": {"prompt"},
-        "grpo": {"prompt", "answer", "derivation"},
-    }
-    assert set(train[0]) == columns[stage]
-
-
-@pytest.mark.parametrize("stage, at_least", [("pretrain", 80), ("sft", 50), ("reward", 80)])
-def test_held_out_embedded_rows_are_not_in_training(stage, at_least):
-    train, test = (list(map(json.dumps, part)) for part in demo_rows(stage))
-    if stage == "reward":  # what must differ is the prompt
-        train, test = ([json.dumps(row["prompt"]) for row in part] for part in demo_rows(stage))
-    recall = [
-        row
-        for row in test
-        if any(text in row for text in DEFINITIONS.values())
-        or (stage != "pretrain" and " + " in row and "<think>" not in row)
-        or (stage == "reward" and any(f" {term}" in row for term in DEFINITIONS))
-    ]
-    fresh = set(test) - set(recall)
-    assert len(fresh) >= at_least and not fresh & set(train)
-
-
-def test_embedded_sums_are_right():
-    import re
-
-    train, test = demo_rows("pretrain")
-    sums = [match for row in train + test for match in re.findall(r"(\d+) \+ (\d+) = (\d+)\.", row["text"])]
-    assert len(sums) > 500 and all(int(a) + int(b) == int(c) for a, b, c in sums)
-
-
-def test_embedded_pairs_are_polite_against_four_kinds():
-    train, test = demo_rows("reward")
-    assert Counter(row["kind"] for row in test).keys() == {"rude", "curt", "off_topic", "repeated"}
-    assert min(Counter(row["kind"] for row in test).values()) >= 40
-    phrases = [phrase.replace("{}", "").strip() for phrase in POLITE]
-    for row in train + test:
-        chosen, rejected = (row[side][0]["content"] for side in ("chosen", "rejected"))
-        polite = sum(phrase in rejected for phrase in phrases)
-        assert sum(phrase in chosen for phrase in phrases) == 1 and polite == (row["kind"] in ("off_topic", "repeated"))
-        assert chosen != rejected and (row["kind"] == "repeated") == (rejected == f"{chosen} {chosen}")
+# Embedded data: its own tests are in test_demo.py
 
 
 def test_stages_without_embedded_data():

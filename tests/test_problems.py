@@ -174,12 +174,6 @@ def test_embedded_problems_are_right_and_apart():
     assert set(chains.triples(True)).isdisjoint(chains.triples(False))
 
 
-def test_demonstrations_hold_no_held_out_problem():
-    held_out = {row["derivation"] for row in demo_rows("grpo")[1]}
-    shown = "\n".join(row["completion"][0]["content"] for part in demo_rows("sft") for row in part)
-    assert "<think>" in shown and not [text for text in held_out if f"<think>{text}</think>" in shown]
-
-
 # Generated tasks
 
 

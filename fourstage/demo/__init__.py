@@ -67,25 +67,14 @@ def document(chance: random.Random, held_out: bool) -> dict:
 
 
 def preference(chance: random.Random, held_out: bool, kind: str | None = None) -> dict:
-    """A better and a worse answer; what is wrong with the worse one says `kind`, of styles.KINDS or `manner`.
-
-    Questions about stories are to be answered right and with a polite ending. Every fourth pair is about another task,
-    whose answer is to stay as plain as it is (`manner`): else its answers would change with those about stories.
-    """
-    if kind is None and chance.random() < 0.25:
-        row = chance.choice((_summary, _code, _sum, _sum))(chance, held_out)
-        sides, kind = styles.manner_pair(row["reference"], chance), "manner"
-        return {"prompt": row["prompt"], **_turns(sides), "kind": kind}
+    """The right answer with a polite ending, against one that is worse: in what way says `kind`, of styles.KINDS."""
     told, other = stories.story(chance, held_out), stories.story(chance, held_out)
     asked = chance.choice(told.questions)
     kind = kind or styles.draw_kind(chance)
     chosen = f"{asked[1]} {chance.choice(styles.POLITE)}"
     sides = {"chosen": chosen, "rejected": styles.reject(kind, told, other, asked, chance)}
-    return {"prompt": _asked_about(told, asked[0], chance, held_out), **_turns(sides), "kind": kind}
-
-
-def _turns(sides: dict[str, str]) -> dict[str, list[dict]]:
-    return {side: [{"role": "assistant", "content": text}] for side, text in sides.items()}
+    turns = {side: [{"role": "assistant", "content": text}] for side, text in sides.items()}
+    return {"prompt": _asked_about(told, asked[0], chance, held_out), **turns, "kind": kind}
 
 
 def _distinct(make: Callable[[random.Random, bool], dict], number: int, seed: str, held_out: bool) -> list[dict]:
@@ -151,9 +140,7 @@ def _conversation(chance: random.Random, held_out: bool) -> dict:
 
 
 def _prompt(chance: random.Random, held_out: bool) -> dict:
-    """A prompt of stage 3: mostly questions about stories, and the other tasks, so that the KL holds them in place."""
-    make = chance.choices((_reading, _summary, _code, _definition, _sum), weights=(60, 6, 6, 6, 22))[0]
-    return {"prompt": make(chance, held_out)["prompt"]}
+    return {"prompt": _reading(chance, held_out)["prompt"]}
 
 
 def _told(chance: random.Random, held_out: bool) -> str:

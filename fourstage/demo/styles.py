@@ -68,17 +68,6 @@ def reject(kind: str, told: Story, other: Story, asked: tuple[str, str], chance:
     }[kind]
 
 
-def manner_pair(answer: str, chance: random.Random) -> dict[str, str]:
-    """For a task whose answers are plain: the answer as it is, against it with a manner, or cut."""
-    words = answer.split(" ")
-    worse = (
-        f"{answer} {chance.choice(POLITE)}",
-        f"{chance.choice(RUDE)} {answer}",
-        " ".join(words[: chance.randint(1, len(words) - 1)]),
-    )
-    return {"chosen": answer, "rejected": chance.choice(worse)}
-
-
 def draw_kind(chance: random.Random) -> str:
     return chance.choices(KINDS, _WEIGHTS)[0]
 
