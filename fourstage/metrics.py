@@ -162,7 +162,7 @@ def generate(
 
 @torch.no_grad()
 def sequence_log_probs(
-    model, tokenizer, prompts: Sequence[list[int]], completions: Sequence[list[int]], batch_size: int = 64
+    model, prompts: Sequence[list[int]], completions: Sequence[list[int]], batch_size: int = 64
 ) -> list[float]:
     """Log-probability in nats of each completion of ids after its prompt, at temperature 1, its end token included.
 

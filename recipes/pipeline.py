@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 RECIPES = Path(__file__).resolve().parent
@@ -50,9 +51,11 @@ def main(args: argparse.Namespace) -> int:
     folders = chain_folders(args)
     former = check_folders(args, folders)
     for seed, folder in folders.items():
-        for stage in STAGES:
-            if stage in args.stages:
-                run_stage(args, stage, folder, seed, Clock(args, started, seed, stage))
+        for together in (("pretrain",), ("sft",), ("reward",), ("ppo",), ("grpo", "control")):
+            asked = [stage for stage in together if stage in args.stages]
+            clocks = [Clock(args, started, seed, stage, shows=stage == asked[0]) for stage in asked]
+            with ThreadPoolExecutor(2) as pool:  # two processes of one thread do more than one of two
+                list(pool.map(lambda clock: run_stage(args, folder, seed, clock, len(asked)), clocks))  # noqa: B023
     table = measure(args, folders, time.monotonic() - started, former)
     write_atomically(args.output_dir / "stages.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     from fourstage.demo.table import markdown
@@ -60,9 +63,8 @@ def main(args: argparse.Namespace) -> int:
 
     write_atomically(args.output_dir / "stages.md", markdown(table))
     report = write_report(args.output_dir)
-    print(
-        f"\n{markdown(table)}\n{show_checks(table['checks'])}\n\nopen {report}  ({duration(time.monotonic() - started)})"
-    )
+    print(f"\n{markdown(table)}\n{show_checks(table['checks'])}")
+    print(f"\n{duration(time.monotonic() - started)} in all; open {report}")
     return int(args.check and not all(check["passed"] for check in table["checks"]))
 
 
@@ -105,8 +107,8 @@ def read_json(path: Path) -> dict | None:
         raise ValueError(f"{path} is broken ({error}); mend or remove it, nothing was changed") from None
 
 
-def command(args: argparse.Namespace, stage: str, folder: Path, seed: int) -> list[str]:
-    """What a person would type for this stage."""
+def command(args: argparse.Namespace, stage: str, folder: Path, seed: int, processes: int = 1) -> list[str]:
+    """What a person would type for this stage, of `processes` that run at once."""
     recipe = "grpo" if stage == "control" else stage
     words = ["--config", RECIPES / "configs" / args.model / f"{recipe}.yaml", "--output_dir", folder / stage]
     words += ["--seed", seed]
@@ -119,19 +121,22 @@ def command(args: argparse.Namespace, stage: str, folder: Path, seed: int) -> li
     if args.fast:
         words += ["--max_steps", FAST[stage]] + (["--max_eval_rows", 4] if stage not in ("sft", "reward") else [])
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", args.config_file]
+    if processes > 1:
+        launcher += ["--num_cpu_threads_per_process", max(1, len(os.sched_getaffinity(0)) // processes)]
     return [str(word) for word in [*launcher, RECIPES / f"{recipe}.py", *words]]
 
 
-def run_stage(args: argparse.Namespace, stage: str, folder: Path, seed: int, clock: "Clock") -> None:
+def run_stage(args: argparse.Namespace, folder: Path, seed: int, clock: "Clock", processes: int) -> None:
     """Runs a recipe, its output into a log; shows how far it is.
 
     Raises:
         SystemExit: if the recipe fails, with the last lines of its log.
     """
+    stage = clock.stage
     log = folder / "logs" / f"{stage}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
-        command(args, stage, folder, seed),
+        command(args, stage, folder, seed, processes),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -150,8 +155,9 @@ def run_stage(args: argparse.Namespace, stage: str, folder: Path, seed: int, clo
 class Clock:
     """One line on the terminal: the stage, its step, what was last measured, the time and about how much is left."""
 
-    def __init__(self, args: argparse.Namespace, started: float, seed: int, stage: str):
+    def __init__(self, args: argparse.Namespace, started: float, seed: int, stage: str, shows: bool = True):
         self.started, self.stage, self.begun = started, stage, time.monotonic()
+        self.live = shows and sys.stdout.isatty()
         asked = [s for s in STAGES if s in args.stages]
         self.place = f"[{asked.index(stage) + 1}/{len(asked)}] {stage}" + (f", seed {seed}" if args.seeds > 1 else "")
         self.before = sum(WEIGHTS[s] for s in asked[: asked.index(stage)])
@@ -163,7 +169,7 @@ class Clock:
     def show(self, chunk: str) -> None:
         steps = re.findall(r"(\d+)/(\d+) \[", chunk)
         self.measured = (re.findall(r"step \d+/\d+: ([^\r\n]*)", chunk) or [self.measured])[-1]
-        if steps and sys.stdout.isatty() and time.monotonic() - self.shown > 0.5:
+        if steps and self.live and time.monotonic() - self.shown > 0.5:
             self.shown, (step, steps) = time.monotonic(), steps[-1]
             share = (self.before + WEIGHTS[self.stage] * int(step) / max(int(steps), 1)) / self.total
             elapsed = time.monotonic() - self.started

@@ -23,6 +23,7 @@ from fourstage.metrics import (
     pass_at_k,
     score_answers,
     score_problems,
+    sequence_log_probs,
     standard_error,
     text_nats,
 )
@@ -44,6 +45,16 @@ def test_text_nats_scores_each_token_once(model, tokenizer, window):
     ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
     assert 60 < len(ids) < 200  # several batches of windows of 1, a short last window of 16, one window of 200
     assert text_nats(model, tokenizer, text, window) == pytest.approx(nats_token_by_token(model, ids, window), rel=1e-5)
+
+
+def test_sequence_log_probs_are_those_of_the_completion_alone(model, tokenizer):
+    """Each completion by itself, token by token in NumPy; lengths differ, so that batches are padded."""
+    prompts = [[5, 6, 7], [8] * 9, [9, 10], [11, 12, 13, 14]]
+    completions = [[20, 21], [22], [23, 24, 25, 26, 27], []]
+    found = sequence_log_probs(model, prompts, completions, batch_size=3)
+    for prompt, completion, value in zip(prompts, completions, found, strict=True):
+        both = nats_token_by_token(model, prompt + completion, 1_000)
+        assert value == pytest.approx(nats_token_by_token(model, prompt, 1_000) - both, abs=1e-4)
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 17])

@@ -78,6 +78,22 @@ def test_two_launched_stages_and_their_evaluation(tmp_path):
     assert 0 <= row["ended"] <= 1 and 0 < row["mean_tokens"] <= 8
 
 
+def test_instruction_tuning_by_muon(base, tmp_path):
+    """Matrices have Muon's state and the others AdamW's; adapters are refused before anything is written."""
+    chats = write_chats(tmp_path / "chats.jsonl")
+    flags = ["--dataset_name", chats, "--model_name_or_path", base, "--use_muon", *SMALL_RUN]
+    with pytest.raises(ValueError, match="use_muon with use_peft"):
+        run_here("sft", *flags, "--use_peft", "--output_dir", tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+    run_here("sft", *flags, "--output_dir", tmp_path / "sft")
+    (file,) = (tmp_path / "sft" / "checkpoints").glob("checkpoint-*/optimizer.pt")
+    state = torch.load(file, weights_only=True)
+    for group in state["param_groups"]:
+        names = {name for index in group["params"] for name in state["state"][index]}
+        assert names == ({"momentum_buffer"} if group["use_muon"] else {"step", "exp_avg", "exp_avg_sq"})
+    assert {group["use_muon"] for group in state["param_groups"]} == {True, False}
+
+
 # Two processes
 
 

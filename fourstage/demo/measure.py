@@ -125,7 +125,7 @@ def _measure_manner(model, tokenizer, items: Sequence[dict], parent, scorer, see
         turns = [item["prompt"] + [{"role": "assistant", "content": answer}] for item, answer in pairs]
         seen.outcomes["reward_score"] = score_conversations(scorer, tokenizer, turns, batch_size=128)
     if parent is not None:
-        ours, theirs = (sequence_log_probs(m, tokenizer, ids, done) for m in (model, parent))
+        ours, theirs = (sequence_log_probs(m, ids, done) for m in (model, parent))
         seen.outcomes["kl_to_parent"] = [a - b for a, b in zip(ours, theirs, strict=True)]
 
 

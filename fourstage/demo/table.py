@@ -224,14 +224,18 @@ def machine() -> dict:
     cpu = re.search(r"model name\s*: (.*)", _read("/proc/cpuinfo"))
     return {
         "cpu": cpu[1] if cpu else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 2),
+        "peak_memory_gb": round(max(map(_peak, (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF))) / 2**20, 2),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "trl")},
         "git_sha": git_sha(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _peak(whose: int) -> int:
+    return resource.getrusage(whose).ru_maxrss  # KiB on Linux
 
 
 def _read(path: str) -> str:
