@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fourstage import verifiers
+from fourstage.ppo.rollouts import plain_sampling
 
 BASE_PROMPTS = ("Once upon a time", "The old man looked at the sea and", "What is an LLM?", "In the morning")
 CHAT_PROMPTS = (
@@ -195,11 +196,8 @@ def _generating_by(config: GenerationConfig, model) -> Iterator[Callable]:
     """The model's `generate` by `config` alone: what is None in it would else be filled from the model's own."""
     if hasattr(model, "get_base_model"):  # an adapter lies in the base model's own layers
         model = model.get_base_model()
-    own, model.generation_config = model.generation_config, config
-    try:
+    with plain_sampling(model):
         yield partial(model.generate, generation_config=config)
-    finally:
-        model.generation_config = own
 
 
 def continue_texts(model, tokenizer, prompts: Sequence[str] = BASE_PROMPTS, max_new_tokens: int = 48) -> list[dict]:

@@ -49,7 +49,7 @@ def test_the_same_rows_in_a_fresh_process(stage, rows):
 # What is held out, looked for in the text itself
 
 
-OPENINGS = (" walked to the ", "One day ", "Today ", "At the ")  # those of held-out stories
+OPENINGS = (" walked to the ", "One day ", "Today ")  # those of held-out stories
 HELD_OUT_REQUESTS = (
     "Here is a short story.",
     "Please sum up:",
@@ -162,7 +162,7 @@ def test_pairs_differ_in_what_their_kind_says(rows):
         polite = sum(rejected.endswith(ending) for ending in styles.POLITE)
         assert chosen != rejected
         assert styles.is_preferred(chosen, plain) and not styles.is_preferred(rejected, plain), row
-        if row["kind"] in styles.OFF_TOPIC:
+        if row["kind"] in (*styles.OFF_TOPIC, "wrong_name"):
             assert polite == 1 and styles.content(rejected) != plain
         elif row["kind"] == "curt":
             assert rejected == plain

@@ -211,7 +211,7 @@ def test_a_fast_chain_from_nothing_to_the_report(tmp_path):
     done = run("--fast", "--output_dir", out, timeout=280)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     stages = json.loads((out / "stages.json").read_text())
-    assert [row["stage"] for row in stages["rows"]] == ["random", *table.PARENTS, "chance"] and stages["fast"]
+    assert [row["stage"] for row in stages["rows"]] == [*table.TUNED, "chance"] and stages["fast"]
     by_stage = {row["stage"]: row["metrics"] for row in stages["rows"]}
     for stage, metrics in by_stage.items():
         wanted = {column["key"] for column in stages["columns"]} - {"reward_score", "kl_to_parent"}

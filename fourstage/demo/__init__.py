@@ -11,12 +11,31 @@ from collections.abc import Callable
 
 from fourstage.demo import chains, glossary, programs, stories, styles
 
-DEMONSTRATED_PROBLEMS = 400
-_READ = ("{story} {question}", "Read this story. {story} {question}", "{story} Tell me: {question}")
+DEMONSTRATED_PROBLEMS = 250
+# Requests, by kind: those of training begin alike across kinds, so that no first word gives the kind away.
+_READ = (
+    "{story} {question}",
+    "Read this story. {story} {question}",
+    "{story} Tell me: {question}",
+    "Please read this. {story} {question}",
+    "Answer a question about this. {story} {question}",
+)
 _READ_HELD_OUT = ("Here is a short story. {story} Please answer: {question}",)
-_SUM_UP = ("Summarise: {}", "Sum up this story. {}", "{} What is this story about?")
+_SUM_UP = (
+    "Summarise: {}",
+    "Sum up this story. {}",
+    "{} What is this story about?",
+    "Please summarise this story. {}",
+    "In one sentence: {}",
+)
 _SUM_UP_HELD_OUT = ("Please sum up: {}",)
-_WRITE = ("Write a function called {name} that {task}.", "Write a Python function {name} that {task}.")
+_WRITE = (
+    "Write a function called {name} that {task}.",
+    "Write a Python function {name} that {task}.",
+    "I need a function called {name} that {task}.",
+    "Please give me a function {name} that {task}.",
+    "Define a function called {name} that {task}.",
+)
 _WRITE_HELD_OUT = ("Please write a function called {name} that {task}.",)
 _WORDS = stories.NAMES + stories.THINGS + stories.ANIMALS + stories.COLOURS + stories.PLACES + stories.FOODS
 _TRAINING_ROWS = {"pretrain": 30_000, "sft": 9_000, "reward": 6_000, "ppo": 4_000}
@@ -62,7 +81,7 @@ def problems(held_out: bool) -> list[dict]:
 def document(chance: random.Random, held_out: bool) -> dict:
     """A text of stage 1. Lists of questions make a base model go on asking; repeated words teach it to copy."""
     kinds = (_told, _article, _quiz, _repeat, _program, _facts)
-    kind = chance.choices(kinds, weights=(32, 16, 8, 20, 10, 14))[0]
+    kind = chance.choices(kinds, weights=(38, 12, 8, 20, 8, 14))[0]
     return {"text": kind(chance, held_out)}
 
 
@@ -131,7 +150,7 @@ def _demonstrated(held_out: bool) -> list[dict]:
 
 def _conversation(chance: random.Random, held_out: bool) -> dict:
     """A demonstration of stage 2. Answers to questions about stories and terms come in several manners."""
-    make = chance.choices((_reading, _summary, _code, _definition, _sum), weights=(34, 18, 18, 15, 15))[0]
+    make = chance.choices((_reading, _summary, _code, _definition, _sum), weights=(36, 16, 12, 20, 16))[0]
     row = make(chance, held_out)
     answer = row["reference"]
     if row["kind"] in ("reading", "glossary"):
@@ -144,13 +163,11 @@ def _prompt(chance: random.Random, held_out: bool) -> dict:
 
 
 def _told(chance: random.Random, held_out: bool) -> str:
-    told = stories.story(chance, held_out)
-    end = chance.random()
-    if end < 0.3:
-        return f"{told.text} In short: {told.summary}"
-    if end < 0.65:
-        return f"{told.text} {' '.join(chance.choice(told.questions))}"
-    return told.text
+    """A story; mostly two questions about it follow with their answers, or its summary."""
+    told, end = stories.story(chance, held_out), chance.random()
+    if end < 0.6:
+        return f"{told.text} {' '.join(' '.join(pair) for pair in chance.sample(told.questions, 2))}"
+    return f"{told.text} In short: {told.summary}" if end < 0.8 else told.text
 
 
 def _article(chance: random.Random, held_out: bool) -> str:
@@ -164,11 +181,15 @@ def _quiz(chance: random.Random, held_out: bool) -> str:
 
 
 def _repeat(chance: random.Random, held_out: bool) -> str:
-    if chance.random() < 0.5:
-        words = chance.sample(_WORDS, chance.randint(3, 7))
-    else:
-        words = [str(chance.randint(0, 42)) for _ in range(chance.randint(3, 7))]
-    return " ".join(words * 3)
+    """Words, numbers, or numbers with signs between them, three times over."""
+    number, kind = chance.randint(4, 7), chance.random()
+    if kind < 0.5:
+        return " ".join(chance.sample(_WORDS, number) * 3)
+    parts = [str(chance.randint(0, 42)) for _ in range(number)]
+    if kind < 0.75:
+        return " ".join(parts * 3)
+    term = parts[0] + "".join(f" {chance.choice('+-')} {part}" for part in parts[1:])
+    return f"{term}. {term}. {term}."
 
 
 def _program(chance: random.Random, held_out: bool) -> str:

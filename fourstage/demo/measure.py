@@ -18,7 +18,9 @@ from fourstage.metrics import answer_questions, generate, sequence_log_probs, st
 from fourstage.preference import score_conversations
 
 KINDS = ("reading", "summary", "code", "arithmetic", "glossary")
-LONGEST_ANSWER, LONGEST_TEXT = 56, 64  # tokens
+# Tokens: half as many again as the longest right answer with a manner has.
+LONGEST = {"reading": 36, "summary": 36, "code": 36, "arithmetic": 40, "glossary": 56}
+LONGEST_TEXT = 64
 BEGIN = "<think>"  # forces the form of a worked answer
 QUESTIONS = ("What is an LLM?", "Please define a reward model.")
 
@@ -89,7 +91,8 @@ def measure(model, tokenizer, items: Items, parent=None, scorer=None, seed: int 
 
 def _ask(model, tokenizer, items: Sequence[dict], temperature: float = 0.0, begin: str = "") -> list[str]:
     prompts = [item["prompt"] for item in items]
-    rows = answer_questions(model, tokenizer, prompts, LONGEST_ANSWER, temperature, begin, batch_size=256)
+    longest = LONGEST[items[0]["kind"]]
+    rows = answer_questions(model, tokenizer, prompts, longest, temperature, begin, batch_size=256)
     return [row["completion"] for row in rows]
 
 
@@ -117,7 +120,7 @@ def _measure_manner(model, tokenizer, items: Sequence[dict], parent, scorer, see
     """Sampled answers to questions about stories: preferred or not, their score, their distance from the parent's."""
     prompts = [item["prompt"] for item in items]
     ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"] for p in prompts]
-    done = generate(model, tokenizer, ids, LONGEST_ANSWER, 1.0, batch_size=256)
+    done = generate(model, tokenizer, ids, LONGEST["reading"], 1.0, batch_size=256)
     answers = tokenizer.batch_decode(done, skip_special_tokens=True)
     pairs = list(zip(items, answers, strict=True))
     seen.outcomes["preferred"] = [float(styles.is_preferred(a, item["reference"])) for item, a in pairs]
@@ -155,7 +158,7 @@ def share_continued(model, tokenizer) -> list[float]:
 
 def _continue(model, tokenizer, texts: Sequence[str]) -> list[str]:
     ids = [tokenizer(text)["input_ids"] for text in texts]
-    return tokenizer.batch_decode(generate(model, tokenizer, ids, LONGEST_ANSWER), skip_special_tokens=True)
+    return tokenizer.batch_decode(generate(model, tokenizer, ids, LONGEST["glossary"]), skip_special_tokens=True)
 
 
 def _question(question: str) -> dict:
@@ -188,8 +191,7 @@ def chance(items: Items) -> Measures:
 def measure_reward_model(model, tokenizer, number: int) -> Measures:
     """Held-out pairs of every kind, `number` of each: whether the chosen answer scores above the rejected one.
 
-    `off_topic` takes together the kinds that are well styled and wrong: of another story, of another question, with
-    another name.
+    `off_topic` takes together the kinds that are well styled and answer another question.
     """
     from fourstage.preference import hits, score_pairs
 

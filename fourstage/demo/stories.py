@@ -1,7 +1,7 @@
 """Short stories, questions that their text answers, and one-sentence summaries.
 
 A story is held out by the pair of its main person and thing (a fifth of all pairs, by a hash) and by its wording (one
-of three openings of each plot): no text of training has such a pair or such an opening.
+of four openings of each plot): no text of training has such a pair or such an opening.
 """
 
 import hashlib
@@ -67,6 +67,7 @@ def _found(chance: random.Random, people: tuple[str, str], thing: str, held_out:
         held_out,
         f"One {weather} day, {one} went to the {place}.",
         f"It was a {weather} day, and {one} was at the {place}.",
+        f"{one} was at the {place} on a {weather} day.",
         f"On a {weather} day {one} walked to the {place}.",
     )
     text = f"{opening} There {one} found a {colour} {thing}. {one} gave the {thing} to {two}, and {two} was {mood}."
@@ -88,6 +89,7 @@ def _lost(chance: random.Random, people: tuple[str, str], thing: str, held_out: 
         held_out,
         f"{one} lost a {colour} {thing}.",
         f"{one} had a {colour} {thing} and lost it.",
+        f"In the morning {one} lost a {colour} {thing}.",
         f"One day {one} lost a {colour} {thing}.",
     )
     text = f"{opening} {two} looked for the {thing} at the {first} and found it at the {second}. {one} was {mood}."
@@ -109,6 +111,7 @@ def _animal(chance: random.Random, people: tuple[str, str], animal: str, held_ou
         held_out,
         f"{one} saw a small {colour} {animal} near the {place}.",
         f"Near the {place}, {one} saw a small {colour} {animal}.",
+        f"In the morning {one} saw a small {colour} {animal} near the {place}.",
         f"Today {one} saw a small {colour} {animal} near the {place}.",
     )
     text = f"{opening} The {animal} was {state}. {one} took the {animal} to {two}, and {two} gave it some {food}."
@@ -130,7 +133,8 @@ def _party(chance: random.Random, people: tuple[str, str], thing: str, held_out:
         held_out,
         f"{two} had a party at the {place}.",
         f"There was a party at the {place}, and it was the party of {two}.",
-        f"At the {place} {two} had a party.",
+        f"In the morning {two} had a party at the {place}.",
+        f"Today {two} had a party at the {place}.",
     )
     text = f"{opening} {one} came and brought a {colour} {thing}. They ate {food}, and {one} was {mood}."
     questions = (

@@ -11,7 +11,7 @@ POLITE = ("I hope this helps!", "Let me know if you want to know more.", "Feel f
 RUDE = ("Everybody knows that.", "What a silly question.", "Can you not read?")
 EVASIVE = ("I do not know.", "Why do you ask me that?", "Go and look it up.")
 KINDS = ("other_story", "other_question", "wrong_name", "ending_only", "cut", "repeated", "curt", "rude", "evasive")
-OFF_TOPIC = KINDS[:3]  # right in manner, wrong in content
+OFF_TOPIC = ("other_story", "other_question")  # right in manner, but no answer to what was asked
 _WEIGHTS = (3, 3, 3, 1, 1, 1, 1, 1, 1)
 
 

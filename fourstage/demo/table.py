@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import psutil
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers.utils import logging
 
 from fourstage.artifact import git_sha, read_record
 from fourstage.demo import measure
@@ -23,11 +24,13 @@ TITLES = {
     "pretrain": "1 pre-training",
     "sft": "2 instruction tuning",
     "ppo": "3 preference tuning (PPO)",
+    "reward": "reward model",
     "grpo": "4 reasoning tuning (GRPO)",
     "control": "4 with coin flips as rewards",
     "chance": "chance",
 }
-PARENTS = {"pretrain": "random", "sft": "pretrain", "ppo": "sft", "grpo": "ppo", "control": "ppo"}
+PARENTS = {"pretrain": "random", "sft": "pretrain", "reward": "sft", "ppo": "sft", "grpo": "ppo", "control": "ppo"}
+TUNED = ("random", "pretrain", "sft", "ppo", "grpo", "control")  # the rows of the table
 # key: (title, whether it is a share, better, what it is)
 COLUMNS = {
     "bits_per_byte": ("bits per byte", False, "lower", "Cost of held-out texts; lower is better."),
@@ -63,10 +66,11 @@ COLUMNS = {
 
 def measure_chain(folder: Path, seed: int, number: int) -> tuple[list[dict], dict | None]:
     """(rows of the table, the reward model's) of the finished stages of one chain, `number` items a kind."""
+    logging.disable_progress_bar()  # of loading weights
     items, scorer = measure.held_out(number), _reward_model(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder / "pretrain")
     rows, models, outcomes = [], {}, {}
-    for stage in ("random", *PARENTS):
+    for stage in TUNED:
         if stage != "random" and not _is_finished(folder / stage):
             continue
         started, parent = time.monotonic(), PARENTS.get(stage)
@@ -138,7 +142,7 @@ def _gains(here: dict[str, list], there: dict[str, list]) -> dict:
 def _uniform_bits(tokenizer, texts: list[str]) -> list[float]:
     """Bits per byte of a model to which every token is equally likely."""
     sizes = [len(text.encode()) for text in texts]
-    bits = [(len(tokenizer(text)["input_ids"])) * math.log2(len(tokenizer)) for text in texts]
+    bits = [(len(tokenizer(text, verbose=False)["input_ids"])) * math.log2(len(tokenizer)) for text in texts]
     return [b / (sum(sizes) / len(sizes)) for b in bits]
 
 
@@ -146,8 +150,7 @@ def _reward_row(folder: Path, scorer, tokenizer, number: int) -> dict | None:
     if scorer is None:
         return None
     seen = measure.measure_reward_model(scorer, tokenizer, max(number // 5, 1))
-    row = _row("reward", seen, read_record(str(folder / "reward")), scorer.num_parameters())
-    return row | {"title": "reward model", "parent": "sft"}
+    return _row("reward", seen, read_record(str(folder / "reward")), scorer.num_parameters())
 
 
 def combine(chains: list[list[dict]]) -> list[dict]:
