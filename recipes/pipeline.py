@@ -23,7 +23,7 @@ RECIPES = Path(__file__).resolve().parent
 STAGES = ("pretrain", "sft", "reward", "ppo", "grpo", "control")
 PARENTS = {"sft": "pretrain", "reward": "sft", "ppo": "sft", "grpo": "ppo", "control": "ppo"}
 FAST = {"pretrain": 20, "sft": 20, "reward": 6, "ppo": 8, "grpo": 2, "control": 2}  # steps
-WEIGHTS = {"pretrain": 31, "sft": 17, "reward": 11, "ppo": 14, "grpo": 13, "control": 14}  # about, in % of the time
+WEIGHTS = {"pretrain": 32, "sft": 19, "reward": 16, "ppo": 11, "grpo": 21, "control": 1}  # about, in % of the time
 ITEMS, FAST_ITEMS = 1000, 20  # measured of every kind
 
 
@@ -53,10 +53,10 @@ def main(args: argparse.Namespace) -> int:
     for seed, folder in folders.items():
         for together in (("pretrain",), ("sft",), ("reward",), ("ppo",), ("grpo", "control")):
             asked = [stage for stage in together if stage in args.stages]
-            clocks = [Clock(args, started, seed, stage, shows=stage == asked[0]) for stage in asked]
+            clocks = [Clock(args, started, seed, stage, live=stage == asked[0]) for stage in asked]
             with ThreadPoolExecutor(2) as pool:  # two processes of one thread do more than one of two
                 list(pool.map(lambda clock: run_stage(args, folder, seed, clock, len(asked)), clocks))  # noqa: B023
-    table = measure(args, folders, time.monotonic() - started, former)
+    table = measure(args, folders, started, former)
     write_atomically(args.output_dir / "stages.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     from fourstage.demo.table import markdown
     from fourstage.report import write_report
@@ -155,13 +155,14 @@ def run_stage(args: argparse.Namespace, folder: Path, seed: int, clock: "Clock",
 class Clock:
     """One line on the terminal: the stage, its step, what was last measured, the time and about how much is left."""
 
-    def __init__(self, args: argparse.Namespace, started: float, seed: int, stage: str, shows: bool = True):
+    def __init__(self, args: argparse.Namespace, started: float, seed: int, stage: str, live: bool):
         self.started, self.stage, self.begun = started, stage, time.monotonic()
-        self.live = shows and sys.stdout.isatty()
+        self.live = live and sys.stdout.isatty()
         asked = [s for s in STAGES if s in args.stages]
         self.place = f"[{asked.index(stage) + 1}/{len(asked)}] {stage}" + (f", seed {seed}" if args.seeds > 1 else "")
-        self.before = sum(WEIGHTS[s] for s in asked[: asked.index(stage)])
-        self.total = sum(WEIGHTS[s] for s in asked)
+        one = sum(WEIGHTS[s] for s in asked)
+        self.before = one * (seed - args.seed) + sum(WEIGHTS[s] for s in asked[: asked.index(stage)])
+        self.total = one * args.seeds
         self.measured, self.shown = "", 0.0
         if not sys.stdout.isatty():
             print(self.place, flush=True)
@@ -187,12 +188,17 @@ def duration(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
 
 
-def measure(args: argparse.Namespace, folders: dict[int, Path], seconds: float, former: dict | None) -> dict:
+def measure(args: argparse.Namespace, folders: dict[int, Path], started: float, former: dict | None) -> dict:
     """stages.json: what every finished stage does with held-out items, on this machine, in this process."""
+    from fourstage.artifact import git_sha, weights_hash
     from fourstage.demo import checks, table
 
-    print(f"measuring, {FAST_ITEMS if args.fast else ITEMS:,} items a kind", flush=True)
+    paths = [folder / stage for folder in folders.values() for stage in STAGES if (folder / stage).is_dir()]
+    measured = {str(path.relative_to(args.output_dir)): weights_hash(str(path)) for path in paths} | {"code": git_sha()}
+    if former and former["measured"] == measured:
+        return former
     items = FAST_ITEMS if args.fast else ITEMS
+    print(f"measuring, {items:,} items a kind", flush=True)
     chains = [table.measure_chain(folder, seed, items) for seed, folder in folders.items()]
     rows, scorers = table.combine([rows for rows, _ in chains]), [[scorer] for _, scorer in chains]
     reward_model = table.combine(scorers)[0] if all(scorer for (scorer,) in scorers) else None
@@ -201,8 +207,9 @@ def measure(args: argparse.Namespace, folders: dict[int, Path], seconds: float, 
         "seeds": list(folders),
         "folders": [str(folder.relative_to(args.output_dir)) for folder in folders.values()],
         "fast": args.fast,
+        "measured": measured,
         "machine": table.machine(),
-        "seconds": seconds if former is None else max(seconds, former["seconds"]),
+        "seconds": time.monotonic() - started,  # of the command that measured; a chain that was cut off took longer
         "columns": table.columns(),
         "rows": rows,
         "reward_model": reward_model,

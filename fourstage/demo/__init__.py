@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from fourstage.demo import chains, glossary, programs, stories, styles
 
-DEMONSTRATED_PROBLEMS = 250
+DEMONSTRATED_PROBLEMS = 600
 # Requests, by kind: those of training begin alike across kinds, so that no first word gives the kind away.
 _READ = (
     "{story} {question}",

@@ -37,11 +37,11 @@ def is_preferred(answer: str, reference: str) -> bool:
 
 
 def styled(answer: str, chance: random.Random) -> str:
-    """An answer as the demonstrations of stage 2 have it: 60 % polite, 25 % plain, 15 % rude."""
+    """An answer as the demonstrations of stage 2 have it: 55 % polite, 25 % plain, 20 % rude."""
     style = chance.random()
-    if style < 0.6:
+    if style < 0.55:
         return f"{answer} {chance.choice(POLITE)}"
-    return answer if style < 0.85 else f"{chance.choice(RUDE)} {answer}"
+    return answer if style < 0.8 else f"{chance.choice(RUDE)} {answer}"
 
 
 def reject(kind: str, told: Story, other: Story, asked: tuple[str, str], chance: random.Random) -> str:
