@@ -398,3 +398,14 @@ def test_commands_on_the_page_exist(tmp_path):
         words = command.split()
         assert all((ROOT / word).is_file() for word in words if re.search(r"^(recipes|accelerate_configs)/", word))
         assert all(word in readme for word in words if word.startswith("--"))
+
+
+def test_a_control_shows_what_its_answers_would_have_earned(tmp_path):
+    """Its own reward is a coin flip, one half whatever it learns."""
+    row = {"step": 1, "reward": 0.5, "rewards/number/mean": 0.1, "rewards/random_reward/mean": 0.5}
+    held_out = {"step": 1, "eval_reward": 0.5, "eval_rewards/number/mean": 0.2, "eval_rewards/random_reward/mean": 0.5}
+    record = {"status": "finished", "arguments": {"training": {"control": "random_reward"}}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [row, held_out]}))
+    history = read_run("control", tmp_path).history
+    assert (history[0]["reward"], history[1]["eval_reward"]) == (0.1, 0.2)

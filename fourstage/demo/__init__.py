@@ -64,7 +64,7 @@ def held_out_items(kind: str, number: int) -> list[dict]:
     Of the glossary there are fewer: every term in every held-out phrasing.
     """
     if kind == "glossary":
-        pairs = [(term, phrase) for term in glossary.TERMS for phrase in glossary.HELD_OUT]
+        pairs = [(term, phrase) for phrase in glossary.HELD_OUT for term in glossary.TERMS]
         return [_item(phrase.format(term), glossary.TERMS[term][0], kind) for term, phrase in pairs]
     makers = {"reading": _reading, "summary": _summary, "code": _code}
     return _distinct(makers[kind], number, f"{kind} measured", held_out=True)

@@ -92,7 +92,9 @@ CHARTS = {
         Chart("KL to the parent", "nats an answer", _pair("ppo", "objective/kl")),
     ),
     "grpo": (
-        Chart("Reward", "reward", (*_pair("grpo", "reward"), *_pair("control", "reward", "control, "))),
+        Chart(
+            "Reward of the checker", "mean reward", (*_pair("grpo", "reward"), *_pair("control", "reward", "control, "))
+        ),
         Chart(
             "Entropy of the policy",
             "nats a token",

@@ -104,7 +104,16 @@ def read_run(stage: str, folder: Path) -> StageRun:
     state = _load_object(folder / "trainer_state.json", "log_history", notes)
     history = state.get("log_history")
     rows = [row for row in history if isinstance(row, dict)] if isinstance(history, list) else []
+    if section(record, "arguments", "training").get("control"):
+        rows = [_what_the_reward_would_be(row) for row in rows]
     return StageRun(stage, folder, record, rows, _load_lines(folder / "samples.jsonl", notes), notes)
+
+
+def _what_the_reward_would_be(row: dict) -> dict:
+    """A control is rewarded by coin flips; what its answers would have earned is what compares with the real run."""
+    told = re.compile(r"(eval_)?rewards/(?!random_reward/).*/mean")
+    found = {f"{match[1] or ''}reward": row[key] for key in row if (match := told.fullmatch(str(key)))}
+    return row | found
 
 
 def section(record: dict, *keys: str) -> dict:
