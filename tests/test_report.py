@@ -12,6 +12,7 @@ import pytest
 
 from fourstage.cli import main
 from fourstage.report import write_report
+from fourstage.report.reading import read_run
 from fourstage.report.words import limits
 
 ROOT = Path(__file__).parents[1]
