@@ -219,9 +219,10 @@ def test_each_check_can_fail(change, name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # eight launches, beside another test process
 def test_a_fast_chain_from_nothing_to_the_report(tmp_path):
     out = tmp_path / "chain"
-    done = run("--fast", "--output_dir", out, timeout=280)
+    done = run("--fast", "--output_dir", out, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     stages = json.loads((out / "stages.json").read_text())
     assert [row["stage"] for row in stages["rows"]] == [*table.TUNED, "chance"] and stages["fast"]
@@ -232,7 +233,7 @@ def test_a_fast_chain_from_nothing_to_the_report(tmp_path):
     assert "What is an LLM?" in (out / "report.html").read_text() and "| 0 random weights |" in done.stdout
 
     weights = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
-    again = run("--fast", "--check", "--output_dir", out, "--stages", "pretrain", "sft", timeout=200)
+    again = run("--fast", "--check", "--output_dir", out, "--stages", "pretrain", "sft", timeout=300)
     assert again.returncode == 1 and "FAIL" in again.stdout  # nothing is learned in so few steps, and it says so
     assert weights == {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
     other = run("--fast", "--output_dir", out, "--seed", "1")
