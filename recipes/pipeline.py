@@ -24,6 +24,7 @@ STAGES = ("pretrain", "sft", "reward", "ppo", "grpo", "control")
 PARENTS = {"sft": "pretrain", "reward": "sft", "ppo": "sft", "grpo": "ppo", "control": "ppo"}
 FAST = {"pretrain": 20, "sft": 20, "reward": 6, "ppo": 8, "grpo": 2, "control": 2}  # steps
 WEIGHTS = {"pretrain": 32, "sft": 19, "reward": 16, "ppo": 11, "grpo": 21, "control": 1}  # about, in % of the time
+_TRAINING_BAR = re.compile(r"(\d+)/(\d+) \[[^\]\r\n]*tokens/s\]")  # not the bars of reading data and of evaluations
 ITEMS, FAST_ITEMS = 1000, 20  # measured of every kind
 
 
@@ -168,7 +169,7 @@ class Clock:
             print(self.place, flush=True)
 
     def show(self, chunk: str) -> None:
-        steps = re.findall(r"(\d+)/(\d+) \[", chunk)
+        steps = _TRAINING_BAR.findall(chunk)
         self.measured = (re.findall(r"step \d+/\d+: ([^\r\n]*)", chunk) or [self.measured])[-1]
         if steps and self.live and time.monotonic() - self.shown > 0.5:
             self.shown, (step, steps) = time.monotonic(), steps[-1]
