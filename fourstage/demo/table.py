@@ -40,7 +40,12 @@ COLUMNS = {
         "higher",
         "Share of three words in a row, in texts sampled from nothing, that occur in held-out texts.",
     ),
-    "reading": ("reading", True, "higher", "Questions about stories; pair of person and thing, and wording, are held out."),
+    "reading": (
+        "reading",
+        True,
+        "higher",
+        "Questions about stories whose wording and pair of person and thing are held out.",
+    ),
     "summary": ("summary", True, "higher", "One-sentence summaries of such stories, word for word."),
     "code": ("code", True, "higher", "One-line Python functions, compared by syntax tree and never executed."),
     "arithmetic": ("arithmetic", True, "higher", "Sums of two steps; the number has to be right."),
