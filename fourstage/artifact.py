@@ -1,7 +1,6 @@
 """What a stage leaves behind: the run folder, its run.json, and the rule by which a run is resumed."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
+
+from fourstage.checkpoint import weights_hash
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 # Settings that change what is written or where it runs, not what is learned: a run may be resumed with others.
@@ -302,18 +303,6 @@ def _save_tokenizer(tokenizer, run: Run) -> None:
             (run.folder / file.name).write_bytes(file.read_bytes())
     else:
         tokenizer.save_pretrained(run.folder)
-
-
-def weights_hash(name: str) -> str | None:
-    """SHA-256 over the safetensors files of a folder, in name order; None for what is no folder."""
-    if not Path(name).is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(Path(name).glob("*.safetensors")):
-        with file.open("rb") as content:
-            while block := content.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def git_sha() -> str | None:

@@ -191,7 +191,8 @@ def duration(seconds: float) -> str:
 
 def measure(args: argparse.Namespace, folders: dict[int, Path], started: float, former: dict | None) -> dict:
     """stages.json: what every finished stage does with held-out items, on this machine, in this process."""
-    from fourstage.artifact import git_sha, weights_hash
+    from fourstage.artifact import git_sha
+    from fourstage.checkpoint import weights_hash
     from fourstage.demo import checks, table
 
     paths = [folder / stage for folder in folders.values() for stage in STAGES if (folder / stage).is_dir()]
