@@ -52,6 +52,8 @@ class ModelArguments(ModelConfig):
     """Which weights to start from: a checkpoint, or random ones of a named architecture and size."""
 
     _argument_group_name = "model"
+    # No field, as it is one of the training configs already; `parse` hands that one on to here.
+    trust_remote_code = False
 
     dtype: str | None = _option("float32", "Type of the weights: float32, bfloat16, float16 or auto.")
     model_type: str = _option("qwen3", "Random weights: any causal LM type of transformers, as in config.json.")
@@ -263,7 +265,10 @@ def parse(recipe: str, *types: type) -> tuple:
         _check_names(_yaml_keys(_config_path(arguments)), known | {"env"}, f"{_config_path(arguments)}: ")
     flags = [part.split("=")[0].removeprefix("--").replace("-", "_") for part in arguments if part.startswith("--")]
     _check_names(flags, known | {f"no_{name}" for name in known} | {"config", "help"}, "--")
-    return parser.parse_args_and_config(arguments)
+    parsed = parser.parse_args_and_config(arguments)
+    for model_args in (part for part in parsed if isinstance(part, ModelArguments)):
+        model_args.trust_remote_code = any(getattr(part, "trust_remote_code", False) for part in parsed)
+    return parsed
 
 
 def unshadow_libraries(recipe: str) -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +15,10 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
-from fourstage.checkpoint import weights_hash
+from fourstage.adapters import check_adapters
+from fourstage.checkpoint import dequantised, is_gguf, weights_hash
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 # Settings that change what is written or where it runs, not what is learned: a run may be resumed with others.
@@ -77,15 +79,18 @@ class CleanRun(TrainerCallback):
             _drop_pickled_arguments(Path(args.output_dir))
 
 
-def start_run(stage: str, data_args, training_args, model_args) -> Run:
+def start_run(stage: str, data_args, training_args, model_args, repairs: Sequence[str] = ()) -> Run:
     """Opens the run folder `output_dir`, or finds that its run goes on or is done; checkpoints go below it.
 
-    All processes take the decision of the first. Sets `training_args.output_dir` to the folder's `checkpoints/`.
+    All processes take the decision of the first. Sets `training_args.output_dir` to the folder's `checkpoints/`, and
+    where the parent is a GGUF file `model_args.model_name_or_path` to its dequantised copy in the folder's `base/`.
+    `repairs` says what was mended in the parent's tokenizer.
     Raises:
         ValueError: if the folder holds other files, or a run with other settings (their differences are named).
         SystemExit: with code 0, if this very run is finished.
     """
-    _refuse_unbuilt(training_args, model_args)
+    _refuse_unbuilt(training_args)
+    check_adapters(model_args)
     folder = Path(training_args.output_dir)
     record = _new_record(stage, data_args, training_args, model_args)
     process = PartialState()
@@ -104,9 +109,13 @@ def start_run(stage: str, data_args, training_args, model_args) -> Run:
         former = _read(folder)
         record["data"] = former.get("data") if former and _identity(former) == _identity(record) else None
         folder.mkdir(parents=True, exist_ok=True)
+    record["tokenizer_repairs"] = list(repairs)
     run.write()
     if value:
         process.print(f"Resuming {folder} from {Path(value).name}")
+    if is_gguf(model_args.model_name_or_path or ""):
+        with process.main_process_first():
+            model_args.model_name_or_path = str(dequantised(model_args.model_name_or_path, folder / "base"))
     return run
 
 
@@ -126,20 +135,18 @@ def record_data(run: Run, fingerprints: dict[str, str]) -> None:
     run.write()
 
 
-def finish_run(run: Run, trainer, samples: list[dict], metrics: dict) -> None:
-    """Writes the finished stage: weights (adapter merged), tokenizer, samples, trainer state, card; then says so.
+def finish_run(run: Run, trainer, model: PreTrainedModel, samples: list[dict], metrics: dict) -> None:
+    """Writes the finished stage: weights, tokenizer, samples, trainer state, card; then says so.
 
-    The folder loads as it is with AutoTokenizer and AutoModelForCausalLM, a reward model's with
-    AutoModelForSequenceClassification. A run is `finished` only after all is there.
+    `model` is what `adapters.finished_model` gave. The folder loads as it is with AutoTokenizer and
+    AutoModelForCausalLM, a reward model's with AutoModelForSequenceClassification. A run is
+    `finished` only after all is there.
     """
-    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every process takes part
+    state_dict = None
+    if model is trainer.accelerator.unwrap_model(trainer.model):
+        state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every process takes part
     if not run.is_main:
         return
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(run.folder / "adapter", selected_adapters=[model.active_adapter])
-        model = model.merge_and_unload()
-        state_dict = None
     model.save_pretrained(run.folder, state_dict=state_dict)
     _drop_pickled_arguments(run.folder)
     _save_tokenizer(trainer.processing_class, run)
@@ -167,7 +174,7 @@ def check_parent(name: str) -> None:
         record = _read(folder)
         if record and record["status"] != "finished":
             raise ValueError(f"{name} is not finished; finish it with: {record['command']}")
-    elif name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1:
+    elif not is_gguf(name) and (name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1):
         stage = folder.name if folder.name in ("pretrain", "sft", "reward", "ppo", "grpo") else "pretrain"
         parent = "" if stage == "pretrain" else " --model_name_or_path PARENT"
         flags = "" if name == f"runs/demo/{stage}" else f"{parent} --dataset_name DATA --output_dir {name}"
@@ -177,6 +184,12 @@ def check_parent(name: str) -> None:
 def read_record(name: str) -> dict | None:
     """What run.json of the folder `name` holds; None for models from elsewhere."""
     return _read(Path(name))
+
+
+def is_base(name: str) -> bool:
+    """Whether the folder `name` is a pre-trained base, which never saw a chat; models from elsewhere pass for tuned."""
+    record = read_record(name)
+    return record is not None and record["stage"] == "pretrain"
 
 
 def model_card(record: dict, samples: list[dict]) -> str:
@@ -199,10 +212,8 @@ def model_card(record: dict, samples: list[dict]) -> str:
     )
 
 
-def _refuse_unbuilt(training_args, model_args) -> None:
+def _refuse_unbuilt(training_args) -> None:
     """What TRL's arguments offer and these recipes do not do yet must not be ignored in silence."""
-    if model_args.load_in_4bit or model_args.load_in_8bit:
-        raise ValueError("load_in_4bit, load_in_8bit: not supported yet; leave them out")
     if training_args.push_to_hub:
         raise ValueError("push_to_hub: not supported yet; afterwards run `hf upload OWNER/NAME OUTPUT_DIR`")
 
@@ -295,9 +306,10 @@ def _read(folder: Path) -> dict | None:
 
 
 def _save_tokenizer(tokenizer, run: Run) -> None:
-    """Copies the parent's files byte for byte where it has them, so that a chain has one tokenizer."""
+    """Copies the files of a parent that is a run byte for byte, so that a chain has one tokenizer."""
     parent = None if run.record["arguments"]["model"]["tokenizer_name"] else run.record["parent"]
-    files = [Path(parent["path"]) / name for name in _TOKENIZER_FILES] if parent else []
+    is_run = parent and read_record(parent["path"])
+    files = [Path(parent["path"]) / name for name in _TOKENIZER_FILES] if is_run else []
     if any(file.name == "tokenizer.json" and file.is_file() for file in files):
         for file in (f for f in files if f.is_file()):
             (run.folder / file.name).write_bytes(file.read_bytes())

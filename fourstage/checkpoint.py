@@ -86,7 +86,7 @@ def _has_pickles_only(name: str) -> bool:
 
 def loading_options(model_args: Any) -> dict[str, Any]:
     """What every `from_pretrained` gets: the revision, and remote code only if it was asked for."""
-    return {"revision": model_args.model_revision, "trust_remote_code": bool(model_args.trust_remote_code)}
+    return {"revision": model_args.model_revision, "trust_remote_code": model_args.trust_remote_code}
 
 
 def load_gguf_tokenizer(path: str):

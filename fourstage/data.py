@@ -115,6 +115,11 @@ def describe(data: Rows) -> str:
     return f"{len(data):,} rows" if isinstance(data, Dataset) else "a stream"
 
 
+def conversation_tokens(tokenizer, row: dict) -> int:
+    """Tokens of a row of `load_conversations`, as the chat template writes it."""
+    return len(tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=True)["input_ids"])
+
+
 def drop_overlong(data: Rows, count_tokens: Callable[[dict], int], max_length: int, overlong: str, name: str) -> Rows:
     """Leaves out rows of more than `max_length` tokens, so that no end token is ever cut off; says how many.
 

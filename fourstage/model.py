@@ -16,10 +16,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
-from trl import get_peft_config
 
 from fourstage import sizing
+from fourstage.adapters import check_adapters, quantisation_config, score_heads
 from fourstage.artifact import check_parent
+from fourstage.checkpoint import is_gguf, load_gguf_tokenizer, loading_options, opening
+from fourstage.repair import repair_pad_token
 
 
 def random_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase, max_length: int) -> PreTrainedModel:
@@ -29,8 +31,7 @@ def random_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase, max_length:
     Raises:
         ValueError: for an unknown type or config field, an impossible size, or adapters on random weights.
     """
-    if model_args.use_peft:
-        raise ValueError("use_peft: adapters on random weights learn next to nothing; leave --use_peft out")
+    check_adapters(model_args)
     overrides = overrides_of(model_args)
     if uses_scaled_init(model_args):
         overrides = {"tie_word_embeddings": False, **overrides}
@@ -99,16 +100,42 @@ def scale_init(model: PreTrainedModel) -> None:
 
 
 def load_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Loads `model_name_or_path` in `dtype`, and makes it stop where the tokenizer's end token says."""
-    model = AutoModelForCausalLM.from_pretrained(
-        model_args.model_name_or_path,
-        revision=model_args.model_revision,
-        dtype=_dtype(model_args),
-        attn_implementation=model_args.attn_implementation,
-    )
+    """Loads `model_name_or_path` in `dtype` or quantised; it pads and stops where the tokenizer's tokens say.
+
+    Raises:
+        ValueError: of one line, for whatever is wrong with its files (`checkpoint.opening`).
+    """
+    with opening(model_args.model_name_or_path):
+        model = AutoModelForCausalLM.from_pretrained(
+            model_args.model_name_or_path, **loading_options(model_args), **_weight_options(model_args)
+        )
     if model.generation_config.eos_token_id is None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.config.get_text_config().pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    _fit_embedding(model, model_args, tokenizer)
     return model
+
+
+def _weight_options(model_args) -> dict:
+    """Safetensors only; with 4 or 8 bits `dtype` is that of the parts that stay whole."""
+    return {
+        "dtype": _dtype(model_args),
+        "attn_implementation": model_args.attn_implementation,
+        "quantization_config": quantisation_config(model_args),
+        "use_safetensors": True,
+    }
+
+
+def _fit_embedding(model: PreTrainedModel, model_args, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A row for a pad token that the tokenizer was given (`repair.repair_pad_token`); another tokenizer must fit."""
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) == rows + 1 and tokenizer.pad_token_id == rows:
+        model.resize_token_embeddings(len(tokenizer))
+    elif len(tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, {model_args.model_name_or_path} embeds {rows}; leave "
+            "--tokenizer_name out"
+        )
 
 
 def load_reward_model(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -120,8 +147,9 @@ def load_reward_model(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrai
         ValueError: for a type without a classifier, a classifier with another number of labels, and a tokenizer with
             more tokens than the model has.
     """
-    name, revision = model_args.model_name_or_path, model_args.model_revision
-    config = AutoConfig.from_pretrained(name, revision=revision)
+    name, options = model_args.model_name_or_path, loading_options(model_args)
+    with opening(name):
+        config = AutoConfig.from_pretrained(name, **options)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise ValueError(
             f"model type {config.model_type} of {name} has no sequence classifier in transformers, so it cannot score; "
@@ -136,18 +164,12 @@ def load_reward_model(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrai
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # else a report says that a language model has no score head
-    model, found = AutoModelForSequenceClassification.from_pretrained(
-        name,
-        config=config,
-        revision=revision,
-        dtype=_dtype(model_args),
-        attn_implementation=model_args.attn_implementation,
-        output_loading_info=True,
-    )
+    with opening(name):
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            name, config=config, **options, **_weight_options(model_args), output_loading_info=True
+        )
     logging.set_verbosity(level)
-    rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, {name} embeds {rows}; leave --tokenizer_name out")
+    _fit_embedding(model, model_args, tokenizer)
     heads = score_heads(model)
     missing = sorted(key for key in found["missing_keys"] if key.split(".")[0] not in heads)
     if missing:
@@ -158,72 +180,34 @@ def load_reward_model(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrai
     return model
 
 
-def score_heads(model: PreTrainedModel) -> list[str]:
-    """Names of the modules beside the backbone that have weights: `score`, in some families `classifier`."""
-    beside = {name: part for name, part in model.named_children() if name != model.base_model_prefix}
-    return [name for name, part in beside.items() if next(part.parameters(), None) is not None]
+def load_tokenizer(model_args, chats: bool = False) -> tuple[PreTrainedTokenizerBase, list[str]]:
+    """The tokenizer of `tokenizer_name`, else that of the checkpoint, and what was repaired in it (for run.json).
 
-
-def load_tokenizer(model_args, chats: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of `tokenizer_name`, else that of the checkpoint; it must know how to end, to pad and, if it
-    `chats`, how a conversation is written.
-
+    It must know how to end and, if it `chats`, how a conversation is written; a pad token it is given.
     Raises:
         ValueError: naming what is missing: the folder (and the command that makes it), a token or the template.
     """
+    if chats and not model_args.model_name_or_path:
+        raise ValueError(
+            "model_name_or_path is missing: the model to start from, such as runs/pretrain for sft, runs/sft for the "
+            "later stages, or a Hub id"
+        )
     for parent in filter(None, (model_args.model_name_or_path, model_args.tokenizer_name)):
         check_parent(parent)
     name = model_args.tokenizer_name or model_args.model_name_or_path
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=model_args.model_revision)
+    if is_gguf(name):
+        tokenizer = load_gguf_tokenizer(name)
+    else:
+        with opening(name):
+            tokenizer = AutoTokenizer.from_pretrained(name, **loading_options(model_args))
     if tokenizer.eos_token is None:
         raise ValueError(f"the tokenizer of {name} has no eos_token, so that nothing could end; choose another")
     if chats and tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {name} has no chat_template; name one that has with --tokenizer_name")
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        raise ValueError(
-            f"the tokenizer of {name} has pad_token={tokenizer.pad_token!r} and eos_token={tokenizer.eos_token!r}; "
-            "they must be two tokens, or ends would be masked like padding: set pad_token in its tokenizer_config.json"
-        )
-    return tokenizer
-
-
-def adapter_config(model_args, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, continues_text: bool):
-    """TRL's LoRA settings or None; on a base model the template's markers are trainable too, and a score head always.
-
-    A base model never saw the markers of a chat, their embeddings are noise; without training them an adapter has to
-    guess who is speaking and does not learn to stop.
-    """
-    config = get_peft_config(model_args)
-    if config is None:
-        return None
-    config.target_modules = config.target_modules or "all-linear"
-    if continues_text:
-        config.trainable_token_indices = template_token_ids(tokenizer)
-    if model.get_output_embeddings() is None:  # no language model's head: a reward model
-        config.task_type = "SEQ_CLS"
-        config.modules_to_save = [*(config.modules_to_save or []), *score_heads(model)]
-    return config
-
-
-def complete_tied_head(model: PreTrainedModel) -> None:
-    """Gives a head that is tied to trainable embedding rows the `bias` that TRL's fused log-probabilities ask for.
-
-    PEFT 0.21 wraps such a head, and the wrapper knows its `weight` (rows and all) but no `bias`. No effect otherwise.
-    """
-    head = model.get_output_embeddings()
-    if not hasattr(head, "bias"):
-        head.bias = None  # as in the wrapper's own forward
-
-
-def template_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of the special tokens that the chat template writes, sorted.
-
-    Example: for fourstage's template those of <|bos|>, <|eos|>, <|user|> and <|assistant|>.
-    """
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    ids = set(tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"])
-    # all_special_ids would name bos, eos and pad only, and leave out the markers of a turn.
-    return sorted(i for i, token in tokenizer.added_tokens_decoder.items() if token.special and i in ids)
+    repairs = repair_pad_token(tokenizer)
+    for repair in repairs:
+        print(f"{name}: {repair}", flush=True)
+    return tokenizer, repairs
 
 
 def check_fused_head(trainer) -> None:

@@ -86,14 +86,14 @@ def parameter_groups(model: PreTrainedModel, args) -> list[dict]:
     ]
 
 
-def fill_rates(args, scaled_init: bool, random_weights: bool) -> None:
+def fill_rates(args, scaled_init: bool, random_weights: bool, adapters: bool = False) -> None:
     """Fills the learning rates of a PretrainConfig that were left open, to what suits the weights it starts from.
 
     With `model.scale_init` the embedding is of size one and the head nearly zero, so that they take steps of another
-    size than the matrices. Weights that learned already take smaller steps.
+    size than the matrices. Weights that learned already take smaller steps, as do adapters, which AdamW trains.
     """
     if args.learning_rate is None:
-        args.learning_rate = 1e-2 if random_weights else 1e-3
+        args.learning_rate = 1e-2 if random_weights else 2e-4 if adapters else 1e-3
     if args.embedding_lr_scale is None:
         args.embedding_lr_scale = 20.0 if scaled_init else 1.0
     if args.head_lr_scale is None:

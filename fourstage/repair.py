@@ -1,4 +1,4 @@
-"""Mends what a tokenizer from elsewhere may lack for training: a pad token of its own, marks around what is trained on."""
+"""Mends what a tokenizer from elsewhere may lack for training: its own pad token, marks around what is trained on."""
 
 from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import has_generation_markers

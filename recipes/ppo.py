@@ -13,25 +13,28 @@ from fourstage.ppo.config import PPORunConfig
 
 
 def main(data_args: DataArguments, training_args: PPORunConfig, model_args: ModelArguments) -> None:
+    from functools import partial
+
     from transformers import set_seed
 
+    from fourstage.adapters import adapter_config, finished_model
     from fourstage.artifact import CleanRun, finish_run, record_data, start_run
     from fourstage.data import describe, drop_overlong, fingerprint, load_prompts
     from fourstage.launch import check_launch
     from fourstage.metrics import answer_questions
-    from fourstage.model import adapter_config, load_causal_lm, load_tokenizer
+    from fourstage.model import load_causal_lm, load_tokenizer
     from fourstage.ppo import PPOTrainer
-    from fourstage.ppo.checks import prompt_ids
+    from fourstage.ppo.checks import prompt_tokens
     from fourstage.progress import WriteCompletions, show_progress, show_summary
     from fourstage.rewards import load_rewards
 
     check_launch(training_args)
-    if not model_args.model_name_or_path:
-        raise ValueError("model_name_or_path is missing: the model to tune, such as runs/sft or a Hub id")
-    tokenizer = load_tokenizer(model_args, chats=True)  # before the run folder: a missing parent leaves nothing behind
+    tokenizer, repairs = load_tokenizer(
+        model_args, chats=True
+    )  # before the run folder: a missing parent leaves nothing behind
     rewards = load_rewards(training_args)
     set_seed(training_args.seed)
-    run = start_run("ppo", data_args, training_args, model_args)
+    run = start_run("ppo", data_args, training_args, model_args, repairs)
 
     train, test = load_prompts(data_args, training_args.seed)
     record_data(run, {"train": fingerprint(train), "test": fingerprint(test)})
@@ -40,10 +43,7 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
     model = load_causal_lm(model_args, tokenizer)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", 1024)
     room = context - training_args.max_completion_length
-
-    def count_tokens(row: dict) -> int:
-        return len(prompt_ids(tokenizer, row["prompt"]))
-
+    count_tokens = partial(prompt_tokens, tokenizer)
     train = drop_overlong(train, count_tokens, room, training_args.overlong, "train")
     test = drop_overlong(test, count_tokens, room, training_args.overlong, "held-out")
     trainer = PPOTrainer(
@@ -62,10 +62,11 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 
     metrics = {**result.metrics, **trainer.evaluate()}
-    samples = answer_questions(trainer.model, tokenizer)
     if run.is_main and training_args.save_value_model:
         trainer.value_model.save(run.folder / "value")
-    finish_run(run, trainer, samples, metrics)
+    model = finished_model(run, trainer, load_causal_lm, model_args)
+    samples = answer_questions(model, tokenizer)
+    finish_run(run, trainer, model, samples, metrics)
     show_summary("ppo", run, metrics, samples)
     trainer.end()
 

@@ -12,6 +12,7 @@ from fourstage.arguments import DataArguments, ModelArguments, PretrainConfig, p
 def main(data_args: DataArguments, training_args: PretrainConfig, model_args: ModelArguments) -> None:
     from transformers import set_seed
 
+    from fourstage.adapters import adapter_config, finished_model
     from fourstage.artifact import CleanRun, finish_run, record_data, start_run
     from fourstage.data import describe, fingerprint, load_texts, texts_of
     from fourstage.launch import check_launch
@@ -23,15 +24,14 @@ def main(data_args: DataArguments, training_args: PretrainConfig, model_args: Mo
     from fourstage.tokenizer import default_vocab_size, first_characters, train_tokenizer
 
     check_launch(training_args)
-    if model_args.use_peft:
-        raise ValueError("use_peft: pre-training trains all weights, an adapter learns next to nothing; leave it out")
-    tokenizer = None
+    training_args.use_muon = training_args.use_muon and not model_args.use_peft  # adapters take AdamW
+    tokenizer, repairs = None, []
     if model_args.model_name_or_path or model_args.tokenizer_name:
-        tokenizer = load_tokenizer(model_args)  # before the run folder: a missing parent leaves nothing behind
+        tokenizer, repairs = load_tokenizer(model_args)  # first: without a parent nothing is written
     random_weights = not model_args.model_name_or_path
-    fill_rates(training_args, random_weights and uses_scaled_init(model_args), random_weights)
+    fill_rates(training_args, random_weights and uses_scaled_init(model_args), random_weights, model_args.use_peft)
     set_seed(training_args.seed)  # before the model: its weights may be random
-    run = start_run("pretrain", data_args, training_args, model_args)
+    run = start_run("pretrain", data_args, training_args, model_args, repairs)
 
     train, test = load_texts(data_args, training_args.seed, training_args.dataset_text_field)
     record_data(run, {"train": fingerprint(train), "test": fingerprint(test)})
@@ -56,6 +56,7 @@ def main(data_args: DataArguments, training_args: PretrainConfig, model_args: Mo
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
+        peft_config=adapter_config(model_args, model, tokenizer, continues_text=False),
         bytes_per_token=bytes_per_token(texts_of(test), tokenizer),
     )
     trainer.add_callback(CleanRun)
@@ -63,8 +64,9 @@ def main(data_args: DataArguments, training_args: PretrainConfig, model_args: Mo
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 
     metrics = {**result.metrics, **trainer.evaluate()}
-    samples = continue_texts(trainer.model, tokenizer)
-    finish_run(run, trainer, samples, metrics)
+    model = finished_model(run, trainer, load_causal_lm, model_args)
+    samples = continue_texts(model, tokenizer)
+    finish_run(run, trainer, model, samples, metrics)
     show_summary("pretrain", run, metrics, samples)
     trainer.end()
 

@@ -16,19 +16,20 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
     from transformers import set_seed
     from trl import RewardTrainer
 
-    from fourstage.artifact import CleanRun, finish_run, read_record, record_data, start_run
+    from fourstage.adapters import adapter_config, finished_model
+    from fourstage.artifact import CleanRun, finish_run, is_base, record_data, start_run
     from fourstage.data import describe, drop_overlong, fingerprint, load_preferences
     from fourstage.launch import check_launch
-    from fourstage.model import adapter_config, load_reward_model, load_tokenizer
+    from fourstage.model import load_reward_model, load_tokenizer
     from fourstage.preference import describe_report, longer_wins, measure, pair_tokens
     from fourstage.progress import show_progress, show_summary
 
     check_launch(training_args)
-    if not model_args.model_name_or_path:
-        raise ValueError("model_name_or_path is missing: the model to start from, such as runs/sft or a Hub id")
-    tokenizer = load_tokenizer(model_args, chats=True)  # before the run folder: a missing parent leaves nothing behind
+    tokenizer, repairs = load_tokenizer(
+        model_args, chats=True
+    )  # before the run folder: a missing parent leaves nothing behind
     set_seed(training_args.seed)
-    run = start_run("reward", data_args, training_args, model_args)
+    run = start_run("reward", data_args, training_args, model_args, repairs)
 
     train, test = load_preferences(data_args, training_args.seed)
     record_data(run, {"train": fingerprint(train), "test": fingerprint(test)})
@@ -41,24 +42,23 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
     count_tokens = partial(pair_tokens, tokenizer)
     train = drop_overlong(train, count_tokens, training_args.max_length, training_args.overlong, "train")
     test = drop_overlong(test, count_tokens, training_args.max_length, training_args.overlong, "held-out")
-    parent = read_record(model_args.model_name_or_path)
-    is_base = parent["stage"] == "pretrain" if parent else False
     trainer = RewardTrainer(
         model=model,
         args=training_args,
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
-        peft_config=adapter_config(model_args, model, tokenizer, continues_text=is_base),
+        peft_config=adapter_config(model_args, model, tokenizer, continues_text=is_base(model_args.model_name_or_path)),
     )
     trainer.add_callback(CleanRun)
     show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 
     metrics = {**result.metrics, **trainer.evaluate()}
-    report, samples = measure(trainer.model, tokenizer, list(test), longer_wins(train.take(10_000)))
+    model = finished_model(run, trainer, load_reward_model, model_args)
+    report, samples = measure(model, tokenizer, list(test), longer_wins(train.take(10_000)))
     metrics |= {**report, "eval_accuracy": report["reward_accuracy"]}  # TRL's weighs a short last batch like the others
-    finish_run(run, trainer, samples, metrics)
+    finish_run(run, trainer, model, samples, metrics)
     print(describe_report(report))
     show_summary("reward", run, metrics, samples)
     trainer.end()

@@ -1,19 +1,17 @@
 """Models and tokenizers from elsewhere: GGUF files against the weights they were written from, and what is refused."""
 
 import hashlib
-import json
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fourstage.checkpoint import dequantised, is_gguf, load_gguf_tokenizer, loading_options, opening, weights_hash
+from fourstage.checkpoint import dequantised, is_gguf, load_gguf_tokenizer, opening, weights_hash
 
 pytest.importorskip("gguf", reason="needs the extra gguf")
-from gguf_helpers import BOS, CHAT_TEMPLATE, EOS, PAD, write_tiny_gguf  # noqa: E402
+from gguf_helpers import BOS, CHAT_TEMPLATE, EOS, PAD, write_tiny_gguf
 
 QUESTION = [{"role": "user", "content": "What is 12 plus 30?"}]
 

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.utils import add_fused_lm_head
 
-from fourstage.model import complete_tied_head, template_token_ids
+from fourstage.adapters import complete_tied_head, template_token_ids
 
 ROWS = [1, 2, 4, 5]
 

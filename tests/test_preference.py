@@ -30,8 +30,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
+from fourstage.adapters import adapter_config, score_heads
 from fourstage.arguments import ModelArguments
-from fourstage.model import adapter_config, load_reward_model, score_heads
+from fourstage.model import load_reward_model
 from fourstage.preference import (
     answer_lengths,
     calibration_error,

@@ -7,7 +7,8 @@ import torch
 from datasets import Dataset
 from trl.data_utils import is_conversational
 
-from fourstage.model import check_head_on, complete_tied_head
+from fourstage.adapters import complete_tied_head
+from fourstage.model import check_head_on
 
 _STREAM_CHECKED = 1_000
 
@@ -72,3 +73,8 @@ def prompt_ids(tokenizer, prompt: str | list[dict], template_options: dict | Non
         prompt, add_generation_prompt=True, return_dict=True, **(template_options or {})
     )
     return encoded["input_ids"]
+
+
+def prompt_tokens(tokenizer, row: dict) -> int:
+    """Tokens of a row's `prompt`, as `prompt_ids` gives them."""
+    return len(prompt_ids(tokenizer, row["prompt"]))

@@ -1,0 +1,146 @@
+"""Adapters (LoRA) on a model, quantised or not (QLoRA), and how they are put into the whole model at the end."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from accelerate.utils import is_peft_model
+from peft import PeftModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import is_bitsandbytes_available
+from trl import get_peft_config, get_quantization_config
+
+# Largest difference of a token's log-probability, in nats, that adding the adapter to the weights may make by rounding.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
+_PROBE = "The capital of France is Paris. 3 + 4 = 7, and 12 - 5 = 7. Once upon a time there was a king who had no land."
+
+
+def check_adapters(model_args) -> None:
+    """Raises ValueError for settings of adapters and quantisation that cannot go together."""
+    quantised = [name for name in ("load_in_4bit", "load_in_8bit") if getattr(model_args, name)]
+    if not model_args.model_name_or_path and (model_args.use_peft or quantised):
+        raise ValueError(
+            f"{'use_peft' if model_args.use_peft else quantised[0]}: on random weights adapters learn next to nothing; "
+            "leave it out, or name a trained model with --model_name_or_path"
+        )
+    if len(quantised) == 2:
+        raise ValueError("load_in_4bit and load_in_8bit are both given; leave one out")
+    if quantised and not model_args.use_peft:
+        raise ValueError(
+            f"{quantised[0]} without use_peft: quantised weights cannot be trained; add --use_peft (QLoRA), or leave "
+            f"--{quantised[0]} out"
+        )
+    if quantised and not is_bitsandbytes_available():
+        raise ValueError(f'{quantised[0]} needs bitsandbytes: pip install -e ".[quant]" -c constraints.txt')
+    if quantised and model_args.dtype == "auto":
+        raise ValueError(f"dtype=auto with {quantised[0]} must be float32, bfloat16 or float16: what is computed in")
+
+
+def quantisation_config(model_args) -> BitsAndBytesConfig | None:
+    """TRL's bitsandbytes settings, or None."""
+    check_adapters(model_args)
+    return get_quantization_config(model_args)
+
+
+def adapter_config(model_args, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, continues_text: bool):
+    """TRL's LoRA settings or None; on a base model the template's markers are trainable too, and a score head always.
+
+    A base model never saw the markers of a chat, their embeddings are noise; without training them an adapter has to
+    guess who is speaking and does not learn to stop.
+    """
+    config = get_peft_config(model_args)
+    if config is None:
+        return None
+    config.target_modules = config.target_modules or "all-linear"
+    if continues_text:
+        config.trainable_token_indices = template_token_ids(tokenizer)
+    if model.get_output_embeddings() is None:  # no language model's head: a reward model
+        config.task_type = "SEQ_CLS"
+        config.modules_to_save = [*(config.modules_to_save or []), *score_heads(model)]
+    return config
+
+
+def score_heads(model: PreTrainedModel) -> list[str]:
+    """Names of the modules beside the backbone that have weights: `score`, in some families `classifier`."""
+    beside = {name: part for name, part in model.named_children() if name != model.base_model_prefix}
+    return [name for name, part in beside.items() if next(part.parameters(), None) is not None]
+
+
+def complete_tied_head(model: PreTrainedModel) -> None:
+    """Gives a head that is tied to trainable embedding rows the `bias` that TRL's fused log-probabilities ask for.
+
+    PEFT 0.21 wraps such a head, and the wrapper knows its `weight` (rows and all) but no `bias`. No effect otherwise.
+    """
+    head = model.get_output_embeddings()
+    if not hasattr(head, "bias"):
+        head.bias = None  # as in the wrapper's own forward
+
+
+def template_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the special tokens that the chat template writes, sorted.
+
+    Example: for fourstage's template those of <|bos|>, <|eos|>, <|user|> and <|assistant|>.
+    """
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    ids = set(tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"])
+    # all_special_ids would name bos, eos and pad only, and leave out the markers of a turn.
+    return sorted(i for i, token in tokenizer.added_tokens_decoder.items() if token.special and i in ids)
+
+
+def finished_model(run, trainer, load: Callable, model_args) -> PreTrainedModel:
+    """The model that a run leaves: the trained one, or its adapter merged into the whole base.
+
+    The adapter is saved to `adapter/` first. One that was trained on quantised weights is put on the base as `load`
+    (`model.load_causal_lm` or `load_reward_model`) gives it unquantised. How far rounding and that change move the
+    outputs on a probe text is noted in `run.record["adapter"]`.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not is_peft_model(model):
+        return model
+    quantised = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    folder = run.folder / "adapter"
+    if run.is_main:
+        model.save_pretrained(folder, selected_adapters=[model.active_adapter], save_embedding_layers=False)
+    trainer.accelerator.wait_for_everyone()
+    tokenizer = trainer.processing_class
+    trained = outputs_on_probe(model, tokenizer)
+    if quantised:
+        whole = copy.copy(model_args)
+        whole.load_in_4bit = whole.load_in_8bit = False
+        model = PeftModel.from_pretrained(load(whole, tokenizer), folder)
+    adapted = outputs_on_probe(model, tokenizer)
+    dtype = model.dtype
+    merged = model.merge_and_unload()
+    after = outputs_on_probe(merged, tokenizer)
+    note = {"merged_into": str(dtype).removeprefix("torch."), "tolerance": TOLERANCE[dtype]}
+    note["merge_difference"] = (after - adapted).abs().max().item()
+    if quantised:
+        note["quantisation_difference"] = (after - trained).abs().max().item()
+        note["mean_quantisation_difference"] = (after - trained).abs().mean().item()
+    run.record["adapter"] = note
+    print(describe_merge(note), flush=True)
+    return merged
+
+
+@torch.no_grad()
+def outputs_on_probe(model, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """What a model says of a fixed text: log-probabilities of its tokens in nats, or the scores of a reward model."""
+    model.eval()
+    ids = torch.tensor([tokenizer(_PROBE)["input_ids"]], device=model.device)
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float().cpu()
+    if logits.ndim == 2:
+        return logits.flatten()
+    return logits[0, :-1].log_softmax(-1).gather(-1, ids.cpu()[0, 1:, None]).flatten()
+
+
+def describe_merge(note: dict) -> str:
+    """For people: how far merging, and quantisation, moved the probe."""
+    text = f"adapter merged into {note['merged_into']} weights: off by {note['merge_difference']:.2g} nats at most"
+    if note["merge_difference"] > note["tolerance"]:
+        text = f"WARNING: {text}, more than {note['tolerance']}; adapter/ on the base is the trained model"
+    if "quantisation_difference" in note:
+        text += (
+            f"; the quantised base it was trained on differs by {note['quantisation_difference']:.2g} at most, "
+            f"{note['mean_quantisation_difference']:.2g} in the mean"
+        )
+    return text
