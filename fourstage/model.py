@@ -18,7 +18,7 @@ from transformers import (
 from transformers.utils import logging
 
 from fourstage import sizing
-from fourstage.adapters import check_adapters, quantisation_config, score_heads
+from fourstage.adapters import check_adapters, keep_layout, quantisation_config, score_heads
 from fourstage.artifact import check_parent
 from fourstage.checkpoint import is_gguf, load_gguf_tokenizer, loading_options, opening
 from fourstage.repair import repair_pad_token
@@ -112,7 +112,7 @@ def load_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     if model.generation_config.eos_token_id is None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.config.get_text_config().pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
-    _fit_embedding(model, model_args, tokenizer)
+    _fit(model, model_args, tokenizer)
     return model
 
 
@@ -126,8 +126,9 @@ def _weight_options(model_args) -> dict:
     }
 
 
-def _fit_embedding(model: PreTrainedModel, model_args, tokenizer: PreTrainedTokenizerBase) -> None:
+def _fit(model: PreTrainedModel, model_args, tokenizer: PreTrainedTokenizerBase) -> None:
     """A row for a pad token that the tokenizer was given (`repair.repair_pad_token`); another tokenizer must fit."""
+    keep_layout(model)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) == rows + 1 and tokenizer.pad_token_id == rows:
         model.resize_token_embeddings(len(tokenizer))
@@ -169,7 +170,7 @@ def load_reward_model(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrai
             name, config=config, **options, **_weight_options(model_args), output_loading_info=True
         )
     logging.set_verbosity(level)
-    _fit_embedding(model, model_args, tokenizer)
+    _fit(model, model_args, tokenizer)
     heads = score_heads(model)
     missing = sorted(key for key in found["missing_keys"] if key.split(".")[0] not in heads)
     if missing:

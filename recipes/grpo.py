@@ -32,9 +32,7 @@ def main(data_args: DataArguments, training_args: GRPORunConfig, model_args: Mod
     from fourstage.rewards import load_rewards
 
     check_launch(training_args)
-    tokenizer, repairs = load_tokenizer(
-        model_args, chats=True
-    )  # before the run folder: a missing parent leaves nothing behind
+    tokenizer, repairs = load_tokenizer(model_args, chats=True)  # first: without a parent nothing is written
     rewards = load_rewards(training_args)
     set_seed(training_args.seed)
     run = start_run("grpo", data_args, training_args, model_args, repairs)

@@ -29,9 +29,7 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
     from fourstage.rewards import load_rewards
 
     check_launch(training_args)
-    tokenizer, repairs = load_tokenizer(
-        model_args, chats=True
-    )  # before the run folder: a missing parent leaves nothing behind
+    tokenizer, repairs = load_tokenizer(model_args, chats=True)  # first: without a parent nothing is written
     rewards = load_rewards(training_args)
     set_seed(training_args.seed)
     run = start_run("ppo", data_args, training_args, model_args, repairs)

@@ -25,9 +25,7 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
     from fourstage.progress import show_progress, show_summary
 
     check_launch(training_args)
-    tokenizer, repairs = load_tokenizer(
-        model_args, chats=True
-    )  # before the run folder: a missing parent leaves nothing behind
+    tokenizer, repairs = load_tokenizer(model_args, chats=True)  # first: without a parent nothing is written
     set_seed(training_args.seed)
     run = start_run("reward", data_args, training_args, model_args, repairs)
 

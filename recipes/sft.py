@@ -28,9 +28,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     check_launch(training_args)
     if training_args.use_muon and model_args.use_peft:
         raise ValueError("use_muon with use_peft: Muon is for whole matrices, adapters take AdamW; leave one out")
-    tokenizer, repairs = load_tokenizer(
-        model_args, chats=True
-    )  # before the run folder: a missing parent leaves nothing behind
+    tokenizer, repairs = load_tokenizer(model_args, chats=True)  # first: without a parent nothing is written
     own_template = tokenizer.chat_template
     repairs += mark_generation(tokenizer) if training_args.assistant_only_loss else []
     set_seed(training_args.seed)
