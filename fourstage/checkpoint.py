@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import re
 import shutil
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
@@ -35,7 +39,7 @@ def opening(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, ImportError, HfHubHTTPError) as error:
+    except (OSError, ValueError, ImportError, HfHubHTTPError, SafetensorError, struct.error) as error:
         raise ValueError(f"{name}: {_reason(name, error)}") from error
 
 
@@ -66,6 +70,10 @@ def _reason(name: str, error: BaseException) -> str:
         )
     if "model.safetensors" in text:
         return "no safetensors weights found in it; pickles are not opened, as they can run code"
+    if caused_by(SafetensorError, struct.error) or (is_gguf(name) and re.search("cannot reshape|empty file", text)):
+        return f"a file of it is broken or cut off ({text[:200]}); fetch or make it again"
+    if Path(name).exists():
+        return text[:400]
     if caused_by(OfflineModeIsEnabled) or os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "ON", "YES"):
         return "not on this machine, and offline mode is on (HF_HUB_OFFLINE); unset it, or give the path of a folder"
     if caused_by(ConnectionError) or "couldn't connect" in text:
@@ -124,6 +132,8 @@ def _gguf(path: str) -> Iterator[tuple[str, str]]:
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"{path}: no such GGUF file; fetch it with `hf download OWNER/NAME {file.name} --local-dir .`")
+    if not find_spec("gguf"):
+        raise ValueError(f'{path}: GGUF files need the extra gguf: pip install -e ".[gguf]" -c constraints.txt')
     with opening(path):
         yield str(file.parent), file.name
 

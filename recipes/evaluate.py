@@ -4,11 +4,13 @@
     python recipes/evaluate.py runs/sft --dataset_name DATA --max_rows 500
 
     python recipes/evaluate.py runs/sft --stage grpo --dataset_name DATA --verifier number --samples 8
+    python recipes/evaluate.py runs/sft --tasks arc_easy,piqa
+    python recipes/evaluate.py runs/sft --tasks sums_generate,sums_choose --include_path recipes/tasks
 
 A base model is measured in bits per byte of held-out text, a tuned one by its answers to held-out questions, a reward
 model by its choices on held-out pairs, a reasoning model by how often it solves held-out problems: greedily, sampled,
 and with the form of its answers forced. Without --dataset_name it is the part that the stage itself held out; the kind
-of measurement follows the stage in run.json.
+of measurement follows the stage in run.json. --tasks measures with lm-eval instead (docs/elsewhere.md).
 """
 
 import argparse
@@ -31,7 +33,9 @@ def arguments() -> argparse.Namespace:
         "--stage", choices=("pretrain", "sft", "reward", "grpo"), help="what to measure (default: as run.json says)"
     )
     parser.add_argument("--dataset_name", help="rows to measure on, all of them (default: what the stage held out)")
-    parser.add_argument("--max_rows", type=int, default=200, help="rows read, from the first (default: 200)")
+    parser.add_argument(
+        "--max_rows", type=int, default=200, help="rows read, from the first (default: 200; of --tasks: 0 for all)"
+    )
     parser.add_argument(
         "--window", type=int, help="tokens a base model sees at once (default: its context, at most 1024)"
     )
@@ -44,6 +48,15 @@ def arguments() -> argparse.Namespace:
     problems.add_argument("--temperature", type=float, default=1.0, help="of those samples (default: 1)")
     problems.add_argument("--seed", type=int, default=0, help="of those samples (default: 0)")
     problems.add_argument("--answers", type=Path, help="file for every problem's answer, as JSON lines")
+    tasks = parser.add_argument_group("tasks of lm-eval (extra eval)")
+    tasks.add_argument("--tasks", metavar="TASK[,TASK...]", help="names of tasks, groups or tags")
+    tasks.add_argument("--include_path", type=Path, metavar="DIR", help="folder with .yaml files of tasks of yours")
+    tasks.add_argument("--batch_size", type=int, default=8, help="rows at once (default: 8)")
+    tasks.add_argument(
+        "--apply_chat_template",
+        action=argparse.BooleanOptionalAction,
+        help="ask through the chat template (default: a tuned model yes, a base model no)",
+    )
     return parser.parse_args()
 
 
@@ -55,6 +68,13 @@ def main(args: argparse.Namespace) -> None:
 
     check_parent(args.model)
     record = read_record(args.model)
+    if args.tasks:
+        from fourstage.harness import measure_tasks
+
+        former = former_row(args.model)
+        tasks = former.get("tasks", {}) | measure_tasks(args, record)
+        write_row(args.model, {"model": args.model} | former | {"tasks": tasks})
+        return
     stage = args.stage or (record["stage"] if record else None)
     if stage == "ppo":  # its data are prompts alone
         stage = "sft"
@@ -74,8 +94,18 @@ def main(args: argparse.Namespace) -> None:
         print(f"  {answer['prompt'][-1]['content'][-100:]!r}\n    -> {answer['completion'][:160]!r}")
         print(f"    reference: {answer['reference'][:160]!r}")
     print(json.dumps(row))
-    if Path(args.model).is_dir():
-        (Path(args.model) / "evaluation.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    tasks = former_row(args.model).get("tasks")
+    write_row(args.model, row | ({"tasks": tasks} if tasks else {}))
+
+
+def former_row(model: str) -> dict:
+    path = Path(model) / "evaluation.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_row(model: str, row: dict) -> None:
+    if Path(model).is_dir():
+        (Path(model) / "evaluation.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
 
 
 def held_out(args, record: dict | None, model, stage: str, convert=None):

@@ -1,14 +1,17 @@
 """Models and tokenizers from elsewhere: GGUF files against the weights they were written from, and what is refused."""
 
 import hashlib
+import json
+import pickle
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fourstage.checkpoint import dequantised, is_gguf, load_gguf_tokenizer, opening, weights_hash
+from fourstage.checkpoint import dequantised, is_gguf, load_gguf_tokenizer, loading_options, opening, weights_hash
 
 pytest.importorskip("gguf", reason="needs the extra gguf")
 from gguf_helpers import BOS, CHAT_TEMPLATE, EOS, PAD, write_tiny_gguf
@@ -101,14 +104,102 @@ def refusal(action, *args):
     return str(refused.value)
 
 
-def opened(name, **options):
+def opened(name):
+    options = loading_options(SimpleNamespace(model_revision="main", trust_remote_code=False))
     with opening(str(name)):
-        AutoTokenizer.from_pretrained(str(name))
-        return AutoModelForCausalLM.from_pretrained(str(name), use_safetensors=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(str(name), **options)
+        return AutoModelForCausalLM.from_pretrained(str(name), use_safetensors=True, **options), tokenizer
 
 
-@pytest.mark.parametrize("read", [load_gguf_tokenizer, lambda path: dequantised(path, path.parent / "x")])
+@pytest.fixture
+def plain(file, tmp_path):
+    """A folder of safetensors and a tokenizer that opens; each test spoils one thing in it."""
+    folder = dequantised(str(file.path), tmp_path / "plain")
+    assert opened(folder)[0].num_parameters() == file.model.num_parameters()
+    return folder
+
+
+def spoil_config(folder, **entries):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | entries))
+
+
+@pytest.mark.parametrize("read", [load_gguf_tokenizer, lambda path: dequantised(path, Path(path).with_suffix(".d"))])
 def test_a_missing_gguf_file(tmp_path, read):
-    message = refusal(lambda: load_gguf_tokenizer(str(tmp_path / "none.gguf")))
+    message = refusal(read, str(tmp_path / "none.gguf"))
     assert message.startswith(f"{tmp_path / 'none.gguf'}: no such GGUF file")
     assert "hf download OWNER/NAME none.gguf" in message
+
+
+@pytest.mark.parametrize("size, named", [(0, "broken or cut off"), (20, "broken or cut off"), (-999, "cut off")])
+def test_a_gguf_file_that_was_cut_off(file, tmp_path, size, named):
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(file.path.read_bytes()[:size])
+    assert named in refusal(load_gguf_tokenizer, str(cut))
+    message = refusal(dequantised, str(cut), tmp_path / "plain")
+    assert message.startswith(str(cut)) and named in message
+    assert {path.name for path in tmp_path.iterdir()} == {"cut.gguf"}  # no half folder that would be taken for whole
+
+
+def test_a_file_that_is_no_gguf(tmp_path):
+    (tmp_path / "text.gguf").write_text("not a model " * 9)
+    assert "not a GGUF file" in refusal(load_gguf_tokenizer, str(tmp_path / "text.gguf"))
+
+
+def test_without_the_extra(file, monkeypatch):
+    monkeypatch.setattr("fourstage.checkpoint.find_spec", lambda name: None)
+    assert 'pip install -e ".[gguf]"' in refusal(load_gguf_tokenizer, str(file.path))
+
+
+def test_an_architecture_that_transformers_cannot_read(file, tmp_path):
+    foreign = tmp_path / "foreign.gguf"
+    foreign.write_bytes(file.path.read_bytes().replace(b"llama", b"lamma"))
+    assert "architecture lamma is not supported" in refusal(dequantised, str(foreign), tmp_path / "plain")
+
+
+def test_pickled_weights_are_not_opened(plain):
+    ran = plain / "ran"
+
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (ran,))
+
+    (plain / "model.safetensors").unlink()
+    (plain / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+    message = refusal(opened, plain)
+    assert message.startswith(f"{plain}: its weights are pickles") and "save_pretrained" in message
+    assert not ran.exists()
+    pickle.loads((plain / "pytorch_model.bin").read_bytes())
+    assert ran.exists()  # it would have
+
+
+def test_no_weights_at_all(plain):
+    (plain / "model.safetensors").unlink()
+    assert "no safetensors weights" in refusal(opened, plain)
+
+
+def test_weights_that_were_cut_off(plain):
+    weights = plain / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert "broken or cut off" in refusal(opened, plain)
+
+
+def test_code_of_the_repository_is_not_run(plain):
+    for name in ("configuration.py", "modeling.py"):
+        (plain / name).write_text("from pathlib import Path\n(Path(__file__).parent / 'ran').touch()\n")
+    spoil_config(plain, model_type="theirs", auto_map={"AutoConfig": "configuration.C", "AutoModelForCausalLM": "m.M"})
+    message = refusal(opened, plain)
+    assert message.startswith(str(plain)) and "--trust_remote_code true" in message
+    assert not list(plain.glob("**/ran"))
+
+
+def test_an_unknown_architecture_keeps_the_reason(plain):
+    """Offline mode is on in every test; a folder that is there is not said to be missing."""
+    spoil_config(plain, model_type="of_next_year")
+    assert "of_next_year" in refusal(opened, plain)
+
+
+@pytest.mark.parametrize("name", ["owner/name", "name", "runs/none", "../none"])
+def test_what_is_nowhere_while_offline(name):
+    message = refusal(opened, name)
+    assert message.startswith(f"{name}: not on this machine") and "HF_HUB_OFFLINE" in message
