@@ -16,7 +16,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
-from fourstage.checkpoint import weights_hash
+from fourstage.checkpoint import check_parent as check_parent  # used to live here
+from fourstage.checkpoint import read_record, weights_hash
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 # Settings that change what is written or where it runs, not what is learned: a run may be resumed with others.
@@ -101,7 +102,7 @@ def start_run(stage: str, data_args, training_args, model_args) -> Run:
     training_args.output_dir = str(folder / "checkpoints")
     run = Run(folder, record, checkpoint=value, is_main=process.is_main_process)
     if run.is_main:
-        former = _read(folder)
+        former = read_record(folder)
         record["data"] = former.get("data") if former and _identity(former) == _identity(record) else None
         folder.mkdir(parents=True, exist_ok=True)
     run.write()
@@ -155,28 +156,6 @@ def finish_run(run: Run, trainer, samples: list[dict], metrics: dict) -> None:
     )
     (run.folder / "README.md").write_text(model_card(run.record, samples), encoding="utf-8")
     run.write()
-
-
-def check_parent(name: str) -> None:
-    """Refuses a parent that is a path with no finished stage in it, and names the command that makes one.
-
-    Hub ids and folders that fourstage did not write pass.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        record = _read(folder)
-        if record and record["status"] != "finished":
-            raise ValueError(f"{name} is not finished; finish it with: {record['command']}")
-    elif name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1:
-        stage = folder.name if folder.name in ("pretrain", "sft", "reward", "ppo", "grpo") else "pretrain"
-        parent = "" if stage == "pretrain" else " --model_name_or_path PARENT"
-        flags = "" if name == f"runs/demo/{stage}" else f"{parent} --dataset_name DATA --output_dir {name}"
-        raise ValueError(f"{name} does not exist; make it with: accelerate launch recipes/{stage}.py{flags}")
-
-
-def read_record(name: str) -> dict | None:
-    """What run.json of the folder `name` holds; None for models from elsewhere."""
-    return _read(Path(name))
 
 
 def model_card(record: dict, samples: list[dict]) -> str:
@@ -233,7 +212,7 @@ def _new_record(stage: str, data_args, training_args, model_args) -> dict:
 
 def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | None]:
     """("start", checkpoint or None), ("finished", message) or ("error", message)."""
-    former = _read(folder)
+    former = read_record(folder)
     if former is None:
         if folder.is_dir() and any(folder.iterdir()):
             return "error", f"output_dir={folder} holds files that are no fourstage run; choose another --output_dir"
@@ -284,14 +263,6 @@ def _random_state() -> tuple:
 def _drop_pickled_arguments(folder: Path) -> None:
     for file in folder.rglob("training_args.bin"):
         file.unlink()
-
-
-def _read(folder: Path) -> dict | None:
-    path = folder / "run.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except ValueError as error:
-        raise ValueError(f"{path} is broken ({error}); mend it, or remove the folder") from None
 
 
 def _save_tokenizer(tokenizer, run: Run) -> None:
