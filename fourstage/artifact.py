@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, TrainerCallback
 
 from fourstage.adapters import check_adapters
-from fourstage.checkpoint import dequantised, is_gguf, weights_hash
+from fourstage.checkpoint import dequantised, is_gguf, read_record, weights_hash
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 # Settings that change what is written or where it runs, not what is learned: a run may be resumed with others.
@@ -106,7 +106,7 @@ def start_run(stage: str, data_args, training_args, model_args, repairs: Sequenc
     training_args.output_dir = str(folder / "checkpoints")
     run = Run(folder, record, checkpoint=value, is_main=process.is_main_process)
     if run.is_main:
-        former = _read(folder)
+        former = read_record(folder)
         record["data"] = former.get("data") if former and _identity(former) == _identity(record) else None
         folder.mkdir(parents=True, exist_ok=True)
     record["tokenizer_repairs"] = list(repairs)
@@ -164,34 +164,6 @@ def finish_run(run: Run, trainer, model: PreTrainedModel, samples: list[dict], m
     run.write()
 
 
-def check_parent(name: str) -> None:
-    """Refuses a parent that is a path with no finished stage in it, and names the command that makes one.
-
-    Hub ids and folders that fourstage did not write pass.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        record = _read(folder)
-        if record and record["status"] != "finished":
-            raise ValueError(f"{name} is not finished; finish it with: {record['command']}")
-    elif not is_gguf(name) and (name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1):
-        stage = folder.name if folder.name in ("pretrain", "sft", "reward", "ppo", "grpo") else "pretrain"
-        parent = "" if stage == "pretrain" else " --model_name_or_path PARENT"
-        flags = "" if name == f"runs/demo/{stage}" else f"{parent} --dataset_name DATA --output_dir {name}"
-        raise ValueError(f"{name} does not exist; make it with: accelerate launch recipes/{stage}.py{flags}")
-
-
-def read_record(name: str) -> dict | None:
-    """What run.json of the folder `name` holds; None for models from elsewhere."""
-    return _read(Path(name))
-
-
-def is_base(name: str) -> bool:
-    """Whether the folder `name` is a pre-trained base, which never saw a chat; models from elsewhere pass for tuned."""
-    record = read_record(name)
-    return record is not None and record["stage"] == "pretrain"
-
-
 def model_card(record: dict, samples: list[dict]) -> str:
     """A short model card: what it is, where it comes from, what was measured, and what it says."""
     metadata = ["---", "library_name: transformers", f"tags: [fourstage, {record['stage']}]", "---"]
@@ -244,7 +216,7 @@ def _new_record(stage: str, data_args, training_args, model_args) -> dict:
 
 def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | None]:
     """("start", checkpoint or None), ("finished", message) or ("error", message)."""
-    former = _read(folder)
+    former = read_record(folder)
     if former is None:
         if folder.is_dir() and any(folder.iterdir()):
             return "error", f"output_dir={folder} holds files that are no fourstage run; choose another --output_dir"
@@ -295,14 +267,6 @@ def _random_state() -> tuple:
 def _drop_pickled_arguments(folder: Path) -> None:
     for file in folder.rglob("training_args.bin"):
         file.unlink()
-
-
-def _read(folder: Path) -> dict | None:
-    path = folder / "run.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except ValueError as error:
-        raise ValueError(f"{path} is broken ({error}); mend it, or remove the folder") from None
 
 
 def _save_tokenizer(tokenizer, run: Run) -> None:

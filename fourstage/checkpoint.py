@@ -1,6 +1,7 @@
 """Opens what a model name stands for, a Hub id, a folder or a GGUF file; whatever is wrong takes one line."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -90,6 +91,38 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _has_pickles_only(name: str) -> bool:
     folder = Path(name)
     return any((folder / file).is_file() for file in _PICKLES) and not list(folder.glob("*.safetensors"))
+
+
+def check_parent(name: str) -> None:
+    """Refuses a parent that is a path with no finished stage in it, and names the command that makes one.
+
+    Hub ids and folders that fourstage did not write pass.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        record = read_record(folder)
+        if record and record["status"] != "finished":
+            raise ValueError(f"{name} is not finished; finish it with: {record['command']}")
+    elif not is_gguf(name) and (name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1):
+        stage = folder.name if folder.name in ("pretrain", "sft", "reward", "ppo", "grpo") else "pretrain"
+        parent = "" if stage == "pretrain" else " --model_name_or_path PARENT"
+        flags = "" if name == f"runs/demo/{stage}" else f"{parent} --dataset_name DATA --output_dir {name}"
+        raise ValueError(f"{name} does not exist; make it with: accelerate launch recipes/{stage}.py{flags}")
+
+
+def read_record(name: str | Path) -> dict | None:
+    """What run.json of the folder `name` holds; None for models from elsewhere."""
+    path = Path(name) / "run.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{path} is broken ({error}); mend it, or remove the folder") from None
+
+
+def is_base(name: str) -> bool:
+    """Whether the folder `name` is a pre-trained base, which never saw a chat; models from elsewhere pass for tuned."""
+    record = read_record(name)
+    return record is not None and record["stage"] == "pretrain"
 
 
 def loading_options(model_args: Any) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from transformers.utils import logging
 
 from fourstage import sizing
 from fourstage.adapters import check_adapters, keep_layout, quantisation_config, score_heads
-from fourstage.artifact import check_parent
-from fourstage.checkpoint import is_gguf, load_gguf_tokenizer, loading_options, opening
+from fourstage.checkpoint import check_parent, is_gguf, load_gguf_tokenizer, loading_options, opening
 from fourstage.repair import repair_pad_token
 
 

@@ -20,7 +20,7 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import is_async_callable
 
 from fourstage import verifiers
-from fourstage.artifact import check_parent
+from fourstage.checkpoint import check_parent
 from fourstage.verifiers.plain import text_of
 
 

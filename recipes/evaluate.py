@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
     unshadow_libraries(__file__)
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    from fourstage.artifact import check_parent, read_record
+    from fourstage.checkpoint import check_parent, read_record
 
     check_parent(args.model)
     record = read_record(args.model)

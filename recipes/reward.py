@@ -17,7 +17,8 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
     from trl import RewardTrainer
 
     from fourstage.adapters import adapter_config, finished_model
-    from fourstage.artifact import CleanRun, finish_run, is_base, record_data, start_run
+    from fourstage.artifact import CleanRun, finish_run, record_data, start_run
+    from fourstage.checkpoint import is_base
     from fourstage.data import describe, drop_overlong, fingerprint, load_preferences
     from fourstage.launch import check_launch
     from fourstage.model import load_reward_model, load_tokenizer

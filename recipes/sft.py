@@ -16,7 +16,8 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     from trl import SFTTrainer
 
     from fourstage.adapters import adapter_config, complete_tied_head, finished_model
-    from fourstage.artifact import CleanRun, finish_run, is_base, record_data, start_run
+    from fourstage.artifact import CleanRun, finish_run, record_data, start_run
+    from fourstage.checkpoint import is_base
     from fourstage.data import conversation_tokens, describe, drop_overlong, fingerprint, load_conversations
     from fourstage.launch import check_launch
     from fourstage.metrics import answer_questions

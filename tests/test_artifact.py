@@ -25,7 +25,7 @@ from helpers import (
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fourstage.artifact import check_parent
+from fourstage.checkpoint import check_parent
 
 TOKEN = "hf_" + "abcDEFghiJ" * 3
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}

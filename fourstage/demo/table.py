@@ -14,7 +14,8 @@ import psutil
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 from transformers.utils import logging
 
-from fourstage.artifact import git_sha, read_record
+from fourstage.artifact import git_sha
+from fourstage.checkpoint import read_record
 from fourstage.demo import measure
 from fourstage.metrics import standard_error
 from fourstage.model import random_causal_lm
