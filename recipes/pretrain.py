@@ -58,7 +58,7 @@ def main(data_args: DataArguments, training_args: PretrainConfig, model_args: Mo
         processing_class=tokenizer,
         bytes_per_token=bytes_per_token(texts_of(test), tokenizer),
     )
-    trainer.add_callback(CleanRun)
+    trainer.add_callback(CleanRun(run))
     show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 

@@ -51,7 +51,7 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
         processing_class=tokenizer,
         peft_config=adapter_config(model_args, model, tokenizer, continues_text=is_base),
     )
-    trainer.add_callback(CleanRun)
+    trainer.add_callback(CleanRun(run))
     show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 

@@ -57,7 +57,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     )
     complete_tied_head(trainer.model)
     check_fused_head(trainer)
-    trainer.add_callback(CleanRun)
+    trainer.add_callback(CleanRun(run))
     show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 
