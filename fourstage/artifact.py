@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from huggingface_hub import get_token
 from transformers import TrainerCallback
 
 from fourstage.card import card_data, model_card, pushed_card
@@ -361,4 +362,6 @@ def git_sha() -> str | None:
 
 
 def _redact(text: str) -> str:
+    if token := get_token():  # whatever its form
+        text = text.replace(token, "hf_***")
     return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", text)

@@ -124,10 +124,10 @@ def _lineage(record: dict) -> str:
 def _ancestor(parent: dict) -> str:
     hub = parent.get("hub") or {}
     name = f"[{hub['repo_id']}](https://huggingface.co/{hub['repo_id']})" if hub else _text(parent["name"])
-    facts = [str(parent["stage"])] if parent.get("stage") else ["a model from elsewhere"]
+    facts = [_text(parent["stage"])] if parent.get("stage") else ["a model from elsewhere"]
     facts += [f"{parent['parameters']:,} parameters"] if parent.get("parameters") else []
     facts += [f"seed {parent['seed']}"] if parent.get("seed") is not None else []
-    facts += [f"commit {hub['commit'][:12]}"] if hub.get("commit") else []
+    facts += [f"commit {_text(hub['commit'][:12])}"] if hub.get("commit") else []
     facts += [f"data {', '.join(_dataset(part) for part in parent['datasets'])}"] if parent.get("datasets") else []
     facts += [f"license {_text(parent['license'])}"] if parent.get("license") else []
     return f"{name}: {', '.join(facts)}"
@@ -145,7 +145,7 @@ def _dataset(part: dict) -> str:
         "generated": f"{_text(part['name'])}, generated",
         "local": f"{_text(part['name'])}, a file or folder of the author's",
     }
-    license = f" (license {_text(part['license'])})" if part.get("license") else ""
+    license = f" (license {_text(str(part['license']))})" if part.get("license") else ""
     return where[part["kind"]] + license
 
 

@@ -22,13 +22,12 @@ from huggingface_hub import (
     HfApi,
     ModelCard,
     constants,
-    hf_hub_download,
     is_offline_mode,
-    snapshot_download,
 )
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import disable_progress_bars
 
+from fourstage.lineage import is_run
 from fourstage.public import LAST, remove_staged, stage_checkpoint, stage_finished
 
 _WITHOUT_MODEL = {".gitattributes", "README.md", "LICENSE"}  # what a repository made by hand may begin with
@@ -86,25 +85,33 @@ class Hub:
                 if others := sorted({*files} - _WITHOUT_MODEL):
                     raise ValueError(f"it holds {others[0]}, which is of no fourstage run; choose another repository")
                 return None
-            path = hf_hub_download(self.repo_id, "run.json", revision=self._commit_id())
-            return json.loads(Path(path).read_text(encoding="utf-8"))
+            path = self.api.hf_hub_download(self.repo_id, "run.json", revision=self._commit_id())
+            record = _json(path)
+            if not is_run(record):
+                raise ValueError("its run.json is of no fourstage run; choose another repository")
+            return record
 
     def restore(self, folder: Path) -> bool:
         """Downloads the newest checkpoint into the run folder; whether there was one."""
-        with hub_errors(self.repo_id):
-            steps, commit = self._checkpoints(), self._commit_id()
-            if not steps:
-                return False
-            name = max(steps, key=steps.__getitem__)
-            print(f"Fetching the checkpoint of step {steps[name]} from {self.url}", flush=True)
-            fetched = folder / ".fetched"
-            wanted = [f"{name}/*", "completions.jsonl"]
-            snapshot_download(self.repo_id, revision=commit, allow_patterns=wanted, local_dir=fetched)
-        (folder / "checkpoints").mkdir(exist_ok=True)
-        (fetched / name).rename(folder / "checkpoints" / f"checkpoint-{steps[name]}")
-        if (fetched / "completions.jsonl").is_file():
-            (fetched / "completions.jsonl").replace(folder / "completions.jsonl")
-        shutil.rmtree(fetched)
+        fetched = folder / ".fetched"
+        shutil.rmtree(fetched, ignore_errors=True)
+        try:
+            with hub_errors(self.repo_id):
+                steps, commit = self._checkpoints(), self._commit_id()
+                if not steps:
+                    return False
+                name = max(steps, key=steps.__getitem__)
+                print(f"Fetching the checkpoint of step {steps[name]} from {self.url}", flush=True)
+                wanted = [f"{name}/*", "completions.jsonl"]
+                self.api.snapshot_download(self.repo_id, revision=commit, allow_patterns=wanted, local_dir=fetched)
+            checkpoint = folder / "checkpoints" / f"checkpoint-{steps[name]}"
+            shutil.rmtree(checkpoint, ignore_errors=True)  # a part of one, or it would have been gone on from
+            checkpoint.parent.mkdir(exist_ok=True)
+            (fetched / name).rename(checkpoint)
+            if (fetched / "completions.jsonl").is_file():
+                (fetched / "completions.jsonl").replace(folder / "completions.jsonl")
+        finally:
+            shutil.rmtree(fetched, ignore_errors=True)
         return True
 
     def push_checkpoint(self, folder: Path, checkpoint: Path, record: dict) -> None:
@@ -162,9 +169,16 @@ class Hub:
         states = [file for file in self.files() if re.fullmatch(rf"({LAST}|checkpoint-\d+)/trainer_state\.json", file)]
         steps = {}
         for state in states:
-            path = hf_hub_download(self.repo_id, state, revision=self._commit_id())
-            steps[state.split("/")[0]] = json.loads(Path(path).read_text(encoding="utf-8"))["global_step"]
+            path = self.api.hf_hub_download(self.repo_id, state, revision=self._commit_id())
+            steps[state.split("/")[0]] = _json(path)["global_step"]
         return steps
+
+
+def _json(path: str) -> dict:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"its {Path(path).name} is no JSON ({error}); choose another repository") from None
 
 
 def open_hub(settings: HubSettings, folder: Path, metadata: str) -> Hub:

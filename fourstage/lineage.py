@@ -10,11 +10,19 @@ from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
 from fourstage.checkpoint import is_gguf, weights_hash
 
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_KINDS = ("hub", "demo", "generated", "local")
+
 
 def is_hub_id(name: str) -> bool:
     """Whether a model's or data set's name is one of the Hub, `OWNER/NAME` or `NAME`, and no path."""
     pathlike = name.startswith((".", "runs/")) or is_gguf(name) or Path(name).exists()
-    return not pathlike and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII) is not None
+    return not pathlike and _HUB_ID.fullmatch(name) is not None
+
+
+def is_run(record: Any) -> bool:
+    """Whether a JSON value is the run.json of a fourstage run; other programs write files of that name too."""
+    return isinstance(record, dict) and {"status", "stage", "seed", "arguments", "versions"} <= record.keys()
 
 
 def read_run(name: str, revision: str | None = None) -> dict | None:
@@ -27,7 +35,8 @@ def read_run(name: str, revision: str | None = None) -> dict | None:
     if is_hub_id(name):
         try:
             path = Path(hf_hub_download(name, "run.json", revision=revision))
-            return json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(path.read_text(encoding="utf-8"))
+            return record if is_run(record) else None
         except Exception:  # of a dozen types; a model from elsewhere has none, and that is no failure
             return None
     try:
@@ -58,23 +67,43 @@ def summary(name: str | None, revision: str | None = None) -> dict | None:
     if not name:
         return None
     record, on_hub = read_run(name, revision) or {}, is_hub_id(name)
-    metrics = measured(record.get("metrics", {}), evaluation_of(Path(name)))
+    evaluation = {} if on_hub else evaluation_of(Path(name))
     hub = {"repo_id": name, "revision": revision or "main", "commit": _commit(name, revision)} if on_hub else None
-    return {
-        "name": name if on_hub else Path(name).name,
-        **{key: record.get(key) for key in ("stage", "parameters", "tokens", "seed", "datasets")},
-        "license": record.get("arguments", {}).get("model", {}).get("model_license"),
-        "metrics": metrics,
-        "hub": hub or record.get("hub"),
-    }
+    return _plain(
+        {
+            **record,
+            "name": name if on_hub else Path(name).name,
+            "license": record.get("arguments", {}).get("model", {}).get("model_license"),
+            "metrics": measured(record.get("metrics") or {}, evaluation),
+            "hub": hub or record.get("hub"),
+        }
+    )
 
 
 def lineage(name: str | None, revision: str | None = None) -> list[dict]:
     """The models before this one, the first one first: the parent's own lineage and the parent."""
     if not name:
         return []
-    record = read_run(name, revision) or {}
-    return [*record.get("lineage", []), summary(name, revision)]
+    before = (read_run(name, revision) or {}).get("lineage")
+    before = before if isinstance(before, list) else []
+    return [*(_plain(entry) for entry in before if isinstance(entry, dict)), summary(name, revision)]
+
+
+def _plain(entry: dict) -> dict:
+    """A summary that holds what it should and nothing else: a parent's run.json may be anybody's."""
+    texts = {key: str(entry[key])[:200] if entry.get(key) is not None else None for key in ("name", "stage", "license")}
+    counts = {key: entry[key] if type(entry.get(key)) is int else None for key in ("parameters", "tokens", "seed")}
+    metrics = entry["metrics"] if isinstance(entry.get("metrics"), dict) else {}
+    hub = entry["hub"] if isinstance(entry.get("hub"), dict) else {}
+    hub = {key: str(hub.get(key)) for key in ("repo_id", "revision", "commit") if hub.get(key)}
+    known = _HUB_ID.fullmatch(hub.get("repo_id", "")) and all(len(part) < 200 for part in hub.values())
+    data = entry["datasets"] if isinstance(entry.get("datasets"), list) else []
+    data = [part for part in data if isinstance(part, dict) and part.get("kind") in _KINDS]
+    data = [
+        {"name": str(part.get("name"))[:200], "kind": part["kind"], "license": part.get("license")} for part in data
+    ]
+    kept = [part for part in data if part["kind"] != "hub" or _HUB_ID.fullmatch(part["name"])]
+    return {**texts, **counts, "metrics": measured(metrics), "hub": hub if known else None, "datasets": kept}
 
 
 def named_data(data_args: Any) -> list[dict]:
