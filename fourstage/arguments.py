@@ -34,7 +34,7 @@ class DataArguments:
     datasets: list[dict] | None = _option(
         None,
         "A mixture, in YAML only: entries with dataset_name, weight, and optionally dataset_config, "
-        "dataset_train_split, task_settings.",
+        "dataset_train_split, task_settings, license.",
     )
     task_settings: dict | str | None = _option(
         None,
@@ -45,6 +45,7 @@ class DataArguments:
     test_split_size: float = _option(
         0.05, "Share of documents held out where the data has no test split; copies of a document stay together."
     )
+    dataset_license: str | None = _option(None, "License of the data, for the model card, such as cc-by-4.0.")
 
 
 @dataclass
@@ -69,6 +70,9 @@ class ModelArguments(ModelConfig):
     tokenizer_name: str | None = _option(None, "Reuse this tokenizer (Hub id or folder) instead of training one.")
     vocab_size: int | None = _option(
         None, "Entries of a newly trained tokenizer, a multiple of 128. Default: about sqrt(num_parameters)."
+    )
+    model_license: str | None = _option(
+        None, "License of the model you make, for its card: an id that the Hub knows, such as apache-2.0 or other."
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -15,16 +16,21 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from huggingface_hub import get_token
 from transformers import PreTrainedModel, TrainerCallback
 
 from fourstage.adapters import check_adapters
-from fourstage.checkpoint import dequantised, is_gguf, read_record, weights_hash
+from fourstage.card import card_data, model_card, pushed_card
+from fourstage.checkpoint import dequantised, is_gguf, read_record
+from fourstage.hub import Hub, HubSettings, open_hub, take_settings
+from fourstage.lineage import identify, lineage, named_data, summary
+from fourstage.public import public_record
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 # Settings that change what is written or where it runs, not what is learned: a run may be resumed with others.
 _NOT_IDENTITY = re.compile(
     r"^(output_dir|resume_from_checkpoint|logging_.*|log_.*|report_to|run_name|project|trackio_.*|disable_tqdm|save_.*|"
-    r"eval_.*|per_device_eval_batch_size|max_eval_rows|dataloader_(?!drop_last).*|push_to_hub|hub_.*|use_cpu|"
+    r"eval_.*|per_device_eval_batch_size|max_eval_rows|dataloader_(?!drop_last).*|push_to_hub|hub_.*|.*_license|use_cpu|"
     r"local_rank|ddp_.*|dataset_num_proc|skip_memory_metrics|debug|include_.*|do_.*)$"
 )
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -32,12 +38,15 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 
 @dataclass
 class Run:
-    """A started stage. `checkpoint` is the path to go on from, or None; `record` is what run.json holds."""
+    """A started stage. `checkpoint` is the path to go on from, or None; `record` is what run.json holds; `hub` is where
+    the first process pushes it, if it does."""
 
     folder: Path
     record: dict
     checkpoint: str | None
     is_main: bool
+    hub: Hub | None = None
+    hub_settings: HubSettings | None = None
 
     def write(self) -> None:
         """Replaces run.json in one step, so that a cut-off write leaves the former one."""
@@ -48,14 +57,15 @@ class Run:
 
 
 class CleanRun(TrainerCallback):
-    """Every recipe's trainer has it: evaluating leaves the weights alone, and checkpoints keep no secret.
+    """Every recipe's trainer has it: evaluating leaves the weights alone, checkpoints keep no secret and reach the Hub.
 
     Data loaders and sampled answers draw from the random state that dropout draws from, so it is put back after an
     evaluation: a run may then be resumed with other evaluations. training_args.bin is taken out of each checkpoint:
     nothing reads that pickle, and it can hold a token.
     """
 
-    _before = None
+    def __init__(self, run: Run):
+        self.run, self._before = run, None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._before = _random_state() if args.eval_on_start else None
@@ -77,6 +87,10 @@ class CleanRun(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             _drop_pickled_arguments(Path(args.output_dir))
+        PartialState().wait_for_everyone()  # each process has written its random state
+        if self.run.hub:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self.run.hub.push_checkpoint(self.run.folder, checkpoint, self.run.record)
 
 
 def start_run(stage: str, data_args, training_args, model_args, repairs: Sequence[str] = ()) -> Run:
@@ -86,15 +100,18 @@ def start_run(stage: str, data_args, training_args, model_args, repairs: Sequenc
     where the parent is a GGUF file `model_args.model_name_or_path` to its dequantised copy in the folder's `base/`.
     `repairs` says what was mended in the parent's tokenizer.
     Raises:
-        ValueError: if the folder holds other files, or a run with other settings (their differences are named).
+        ValueError: if the folder or the repository on the Hub holds other files, or a run with other settings (their
+            differences are named); if the run is to be pushed and cannot be.
         SystemExit: with code 0, if this very run is finished.
     """
-    _refuse_unbuilt(training_args)
     check_adapters(model_args)
     folder = Path(training_args.output_dir)
     record = _new_record(stage, data_args, training_args, model_args)
+    settings, hub = take_settings(training_args), None  # after the record, which keeps them
     process = PartialState()
-    answer = [_decide(folder, record, training_args.resume_from_checkpoint) if process.is_main_process else None]
+    answer = [None]
+    if process.is_main_process:
+        hub, answer = _open(folder, record, training_args.resume_from_checkpoint, settings)
     kind, value = broadcast_object_list(answer)[0] if process.num_processes > 1 else answer[0]
     if kind == "error":
         raise ValueError(value)
@@ -104,7 +121,7 @@ def start_run(stage: str, data_args, training_args, model_args, repairs: Sequenc
     if not process.is_main_process:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (one process tells the user; errors go to stderr)
     training_args.output_dir = str(folder / "checkpoints")
-    run = Run(folder, record, checkpoint=value, is_main=process.is_main_process)
+    run = Run(folder, record, value, process.is_main_process, hub, settings)
     if run.is_main:
         former = read_record(folder)
         record["data"] = former.get("data") if former and _identity(former) == _identity(record) else None
@@ -136,7 +153,8 @@ def record_data(run: Run, fingerprints: dict[str, str]) -> None:
 
 
 def finish_run(run: Run, trainer, model: PreTrainedModel, samples: list[dict], metrics: dict) -> None:
-    """Writes the finished stage: weights, tokenizer, samples, trainer state, card; then says so.
+    """Writes the finished stage: weights, tokenizer, samples, trainer state, card; then says so, and pushes it if it is
+    to be pushed.
 
     `model` is what `adapters.finished_model` gave. The folder loads as it is with AutoTokenizer and
     AutoModelForCausalLM, a reward model's with AutoModelForSequenceClassification. A run is
@@ -158,36 +176,28 @@ def finish_run(run: Run, trainer, model: PreTrainedModel, samples: list[dict], m
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         parameters=model.num_parameters(),
         tokens=trainer.state.num_input_tokens_seen,
+        steps=trainer.state.global_step,
+        learning_rate=trainer.args.learning_rate,
         metrics=metrics,
     )
     (run.folder / "README.md").write_text(model_card(run.record, samples), encoding="utf-8")
     run.write()
+    if run.hub:
+        try:
+            push_run(run.folder, run.record, run.hub)
+        except ValueError as error:  # all is on disk: the Hub can have it later
+            print(f"warning: not pushed: {error}", file=sys.stderr)
+            print(f"push it later with: {run.hub_settings.push_command(run.folder)}", flush=True)
 
 
-def model_card(record: dict, samples: list[dict]) -> str:
-    """A short model card: what it is, where it comes from, what was measured, and what it says."""
-    metadata = ["---", "library_name: transformers", f"tags: [fourstage, {record['stage']}]", "---"]
-    numbers = [
-        f"| {key} | {value:,.4g} |" for key, value in record["metrics"].items() if isinstance(value, int | float)
-    ]
-    answers = [f"> {s['prompt']!r} -> {s['completion']!r}" for s in samples]
-    return "\n".join(
-        metadata
-        + [f"# fourstage {record['stage']} model, {record['parameters']:,} parameters", ""]
-        + [
-            f"Made by: `{record['command']}`",
-            "",
-            f"Seed {record['seed']}; fourstage {record['versions']['fourstage']}.",
-        ]
-        + ["", "| measured | value |", "|---|---|", *numbers, "", "Samples, as they came:", "", "\n>\n".join(answers)]
-        + ["", "A small model: it states falsehoods fluently. `run.json` holds every setting.", ""]
-    )
+def push_run(folder: Path, record: dict, hub: Hub) -> None:
+    """Uploads a finished stage, and notes in its run.json where it is.
 
-
-def _refuse_unbuilt(training_args) -> None:
-    """What TRL's arguments offer and these recipes do not do yet must not be ignored in silence."""
-    if training_args.push_to_hub:
-        raise ValueError("push_to_hub: not supported yet; afterwards run `hf upload OWNER/NAME OUTPUT_DIR`")
+    Raises:
+        ValueError: of one line, if the Hub does not take it.
+    """
+    hub.push_finished(folder, record, pushed_card(folder, record, hub.repo_id))
+    Run(folder, record, None, True).write()
 
 
 def _new_record(stage: str, data_args, training_args, model_args) -> dict:
@@ -202,16 +212,56 @@ def _new_record(stage: str, data_args, training_args, model_args) -> dict:
         "status": "running",
         "stage": stage,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": _redact(" ".join(["accelerate launch", *sys.argv])),
+        "command": _redact(shlex.join(["accelerate", "launch", *sys.argv])),
         "seed": training_args.seed,
         "git_sha": git_sha(),
         "processes": PartialState().num_processes,
         "versions": {"fourstage": version("fourstage"), **{name: version(name) for name in _LIBRARIES}},
-        "parent": {"path": parent, "sha256": weights_hash(parent)} if parent else None,
-        "reward_model": {"path": scorer, "sha256": weights_hash(scorer)} if scorer else None,
+        "parent": identify(parent, model_args.model_revision),
+        "reward_model": identify(scorer),
+        "lineage": lineage(parent, model_args.model_revision),
+        "rewarded_by": summary(scorer),
+        "datasets": named_data(data_args),
         "data": None,
         "arguments": json.loads(_redact(json.dumps(arguments, default=str))),
     }
+
+
+def _open(folder: Path, record: dict, resume: str | None, settings: HubSettings | None) -> tuple[Hub | None, list]:
+    """The Hub, if the run is pushed, and the answer of `_decide` in a list; a checkpoint on the Hub is fetched where
+    the folder has none."""
+    decision = _decide(folder, record, resume)
+    if settings and decision[0] == "finished" and not (read_record(folder) or {}).get("hub"):
+        return None, [("finished", f"{decision[1]}; it is not on the Hub: {settings.push_command(folder)}")]
+    if settings is None or decision[0] != "start":
+        return None, [decision]
+    try:
+        hub = open_hub(settings, folder, card_data(record).to_yaml())
+        there = hub.record()
+        if there:
+            refuse_another_run(hub, there, record)
+        if there and there["status"] == "finished":
+            fetch = f"hf download {hub.repo_id} --revision {hub.revision} --local-dir {folder}"
+            return None, [("finished", f"{hub.url} holds this run, finished ({there['finished']}); fetch it: {fetch}")]
+        if there and decision[1] is None and resume in (None, "auto"):
+            folder.mkdir(parents=True, exist_ok=True)
+            if hub.restore(folder):
+                former = {**record, "data": there["data"], "processes": there["processes"]}
+                Run(folder, former, None, True).write()
+                decision = _decide(folder, record, resume)
+    except ValueError as error:
+        return None, [("error", str(error))]
+    return hub, [decision]
+
+
+def refuse_another_run(hub: Hub, there: dict, record: dict) -> None:
+    """Raises ValueError, with the differences, if the repository's run.json is of another run than `record`."""
+    differences = _differences(_identity(there), _identity(public_record(record)))
+    if differences:
+        raise ValueError(
+            f"hub_model_id={hub.repo_id} (branch {hub.revision}) holds another run: {'; '.join(differences)}; choose "
+            "another --hub_model_id, or a branch of its own with --hub_revision"
+        )
 
 
 def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | None]:
@@ -288,4 +338,6 @@ def git_sha() -> str | None:
 
 
 def _redact(text: str) -> str:
+    if token := get_token():  # whatever its form
+        text = text.replace(token, "hf_***")
     return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", text)

@@ -119,12 +119,6 @@ def read_record(name: str | Path) -> dict | None:
         raise ValueError(f"{path} is broken ({error}); mend it, or remove the folder") from None
 
 
-def is_base(name: str) -> bool:
-    """Whether the folder `name` is a pre-trained base, which never saw a chat; models from elsewhere pass for tuned."""
-    record = read_record(name)
-    return record is not None and record["stage"] == "pretrain"
-
-
 def loading_options(model_args: Any) -> dict[str, Any]:
     """What every `from_pretrained` gets: the revision, and remote code only if it was asked for."""
     return {"revision": model_args.model_revision, "trust_remote_code": model_args.trust_remote_code}

@@ -23,6 +23,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", type=Path, metavar="DIR", help="the folder of a pipeline, or of one stage")
     report.add_argument("--output", type=Path, metavar="FILE", help="the page to write (default: DIR/report.html)")
     report.set_defaults(command=_report)
+    push = commands.add_parser("push", help="upload a finished stage to the Hub")
+    push.add_argument("folder", type=Path, metavar="DIR", help="the folder of a finished stage")
+    push.add_argument("--hub_model_id", metavar="OWNER/NAME", help="default: where it was pushed before, or its name")
+    push.add_argument("--private", action="store_true", help="make the repository private")
+    push.add_argument("--revision", metavar="BRANCH", help="the branch, made if it is missing (default: main)")
+    push.set_defaults(command=_push)
     return parser
 
 
@@ -30,6 +36,14 @@ def _report(arguments: argparse.Namespace) -> int:
     from fourstage.report import write_report
 
     print(write_report(arguments.folder, arguments.output))
+    return 0
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from fourstage.hub import HubSettings
+    from fourstage.push import push_folder
+
+    push_folder(arguments.folder, HubSettings(arguments.hub_model_id, arguments.private or None, arguments.revision))
     return 0
 
 

@@ -31,7 +31,7 @@ def sources(data_args) -> list[dict]:
         return [{"dataset_name": data_args.dataset_name}]
     if not isinstance(data_args.datasets, list):
         raise ValueError(f"datasets: must be a list of entries with dataset_name, got {data_args.datasets!r}")
-    known = ("dataset_name", "weight", "dataset_config", "dataset_train_split", "task_settings")
+    known = ("dataset_name", "weight", "dataset_config", "dataset_train_split", "task_settings", "license")
     for number, source in enumerate(data_args.datasets, start=1):
         if not isinstance(source, dict) or not source.get("dataset_name") or source.keys() - {*known}:
             raise ValueError(

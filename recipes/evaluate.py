@@ -64,10 +64,11 @@ def main(args: argparse.Namespace) -> None:
     unshadow_libraries(__file__)
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    from fourstage.checkpoint import check_parent, read_record
+    from fourstage.checkpoint import check_parent
+    from fourstage.lineage import read_run
 
     check_parent(args.model)
-    record = read_record(args.model)
+    record = read_run(args.model)
     if args.tasks:
         from fourstage.harness import measure_tasks
 

@@ -54,7 +54,7 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
         processing_class=tokenizer,
         peft_config=adapter_config(model_args, model, tokenizer, continues_text=False),
     )
-    trainer.add_callback(CleanRun)
+    trainer.add_callback(CleanRun(run))
     trainer.add_callback(WriteCompletions(trainer, run.folder / "completions.jsonl"))
     show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=run.checkpoint)

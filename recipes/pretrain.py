@@ -59,7 +59,7 @@ def main(data_args: DataArguments, training_args: PretrainConfig, model_args: Mo
         peft_config=adapter_config(model_args, model, tokenizer, continues_text=False),
         bytes_per_token=bytes_per_token(texts_of(test), tokenizer),
     )
-    trainer.add_callback(CleanRun)
+    trainer.add_callback(CleanRun(run))
     show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 

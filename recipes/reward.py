@@ -18,9 +18,9 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
 
     from fourstage.adapters import adapter_config, finished_model
     from fourstage.artifact import CleanRun, finish_run, record_data, start_run
-    from fourstage.checkpoint import is_base
     from fourstage.data import describe, drop_overlong, fingerprint, load_preferences
     from fourstage.launch import check_launch
+    from fourstage.lineage import is_base
     from fourstage.model import load_reward_model, load_tokenizer
     from fourstage.preference import describe_report, longer_wins, measure, pair_tokens
     from fourstage.progress import show_progress, show_summary
@@ -49,7 +49,7 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
         processing_class=tokenizer,
         peft_config=adapter_config(model_args, model, tokenizer, continues_text=is_base(model_args.model_name_or_path)),
     )
-    trainer.add_callback(CleanRun)
+    trainer.add_callback(CleanRun(run))
     show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 

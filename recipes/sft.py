@@ -17,9 +17,9 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
 
     from fourstage.adapters import adapter_config, complete_tied_head, finished_model
     from fourstage.artifact import CleanRun, finish_run, record_data, start_run
-    from fourstage.checkpoint import is_base
     from fourstage.data import conversation_tokens, describe, drop_overlong, fingerprint, load_conversations
     from fourstage.launch import check_launch
+    from fourstage.lineage import is_base
     from fourstage.metrics import answer_questions
     from fourstage.model import check_fused_head, load_causal_lm, load_tokenizer
     from fourstage.pretrain import MuonWithAdamW, parameter_groups
@@ -57,7 +57,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     )
     complete_tied_head(trainer.model)
     check_fused_head(trainer)
-    trainer.add_callback(CleanRun)
+    trainer.add_callback(CleanRun(run))
     show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 

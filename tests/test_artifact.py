@@ -192,7 +192,7 @@ def test_a_folder_with_foreign_files_is_refused(chain, tmp_path):
         (["--use_peft"], "use_peft"),
         (["--vocab_size=400"], "--vocab_size 384"),
         (["--load_in_4bit"], "load_in_4bit"),
-        (["--push_to_hub"], "hf upload"),
+        (["--push_to_hub"], "offline mode is on"),
     ],
 )
 def test_an_impossible_model_is_refused_in_one_line(chain, tmp_path, flags, named):
