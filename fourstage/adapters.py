@@ -23,8 +23,6 @@ def check_adapters(model_args) -> None:
             f"{'use_peft' if model_args.use_peft else quantised[0]}: on random weights adapters learn next to nothing; "
             "leave it out, or name a trained model with --model_name_or_path"
         )
-    if len(quantised) == 2:
-        raise ValueError("load_in_4bit and load_in_8bit are both given; leave one out")
     if quantised and not model_args.use_peft:
         raise ValueError(
             f"{quantised[0]} without use_peft: quantised weights cannot be trained; add --use_peft (QLoRA), or leave "
@@ -64,6 +62,16 @@ def score_heads(model: PreTrainedModel) -> list[str]:
     """Names of the modules beside the backbone that have weights: `score`, in some families `classifier`."""
     beside = {name: part for name, part in model.named_children() if name != model.base_model_prefix}
     return [name for name, part in beside.items() if next(part.parameters(), None) is not None]
+
+
+def keep_head_type(model: PreTrainedModel) -> None:
+    """Gives a score head that trains on a quantised base the type of the hidden states that it reads.
+
+    TRL 1.16 makes all that trains on such a base bfloat16; without autocast the head would be asked about float32.
+    """
+    for name, parameter in model.named_parameters():
+        if ".modules_to_save." in name:
+            parameter.data = parameter.data.to(model.get_input_embeddings().weight.dtype)
 
 
 def complete_tied_head(model: PreTrainedModel) -> None:

@@ -126,10 +126,10 @@ def _weight_options(model_args) -> dict:
 
 
 def _fit(model: PreTrainedModel, model_args, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A row for a pad token that the tokenizer was given (`repair.repair_pad_token`); another tokenizer must fit."""
+    """Rows for what the model's own tokenizer has more, such as a new pad token; another tokenizer must fit."""
     keep_layout(model)
     rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) == rows + 1 and tokenizer.pad_token_id == rows:
+    if len(tokenizer) > rows and not model_args.tokenizer_name:
         model.resize_token_embeddings(len(tokenizer))
     elif len(tokenizer) > rows:
         raise ValueError(

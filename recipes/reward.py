@@ -16,7 +16,7 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
     from transformers import set_seed
     from trl import RewardTrainer
 
-    from fourstage.adapters import adapter_config, finished_model
+    from fourstage.adapters import adapter_config, finished_model, keep_head_type
     from fourstage.artifact import CleanRun, finish_run, record_data, start_run
     from fourstage.data import describe, drop_overlong, fingerprint, load_preferences
     from fourstage.launch import check_launch
@@ -49,6 +49,7 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
         processing_class=tokenizer,
         peft_config=adapter_config(model_args, model, tokenizer, continues_text=is_base(model_args.model_name_or_path)),
     )
+    keep_head_type(trainer.model)
     trainer.add_callback(CleanRun(run))
     show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=run.checkpoint)

@@ -281,8 +281,9 @@ def test_two_labels_are_refused(saved, tokenizer, tmp_path):
 def test_a_tokenizer_too_large_is_refused(saved, tokenizer):
     larger = AutoTokenizer.from_pretrained(saved)
     larger.add_tokens(["one more"])
+    given = ModelArguments(model_name_or_path=str(saved), tokenizer_name="another")
     with pytest.raises(ValueError, match="tokenizer has 513 tokens, .* embeds 512; leave --tokenizer_name out"):
-        reward_model(saved, larger)
+        load_reward_model(given, larger)
 
 
 def test_a_type_without_a_classifier_is_refused(tokenizer, tmp_path):
