@@ -1,6 +1,7 @@
 """The command `fourstage`: thin, the work is in the modules."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,11 @@ def main(words: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"fourstage: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130  # as shells say: ended by Ctrl-C
+    except BrokenPipeError:  # whoever read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,7 +35,52 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--private", action="store_true", help="make the repository private")
     push.add_argument("--revision", metavar="BRANCH", help="the branch, made if it is missing (default: main)")
     push.set_defaults(command=_push)
+    _add_chat(commands)
     return parser
+
+
+def _add_chat(commands) -> None:
+    """`chat` and `compare`, with the flags that they share."""
+    chat = commands.add_parser("chat", help="talk to a model in the terminal, or through pipes")
+    chat.add_argument("model", metavar="MODEL", help="a finished stage, a saved model, a Hub id or a .gguf file")
+    chat.add_argument("--prompt", metavar="TEXT", help="answer this alone, and exit")
+    chat.add_argument("--continue", action="store_true", dest="continue_text", help="continue text, whatever the model")
+    chat.add_argument("--seed", type=int, help="of the sampled tokens (default: another at every start)")
+    _add_speaking(chat, temperature=0.7, max_new_tokens=512)
+    chat.set_defaults(command=_chat)
+    compare = commands.add_parser("compare", help="what several stages say to the same prompt, side by side")
+    compare.add_argument("models", nargs="+", metavar="MODEL", help="as of chat; reward models score all answers")
+    compare.add_argument(
+        "--prompt", action="append", metavar="TEXT", help='may be repeated (default: "What is an LLM?")'
+    )
+    compare.add_argument("--seed", type=int, default=0, help="of the sampled tokens, the same for each (default: 0)")
+    _add_speaking(compare, temperature=0.0, max_new_tokens=64)
+    compare.set_defaults(command=_compare)
+
+
+def _add_speaking(parser: argparse.ArgumentParser, temperature: float, max_new_tokens: int) -> None:
+    say = parser.add_argument
+    say("--system", metavar="TEXT", help="the system prompt of a model that chats")
+    say("--temperature", type=float, default=temperature, help=f"0: the likeliest token (default: {temperature:g})")
+    say("--top_p", type=float, default=1.0, help="draw from the likeliest tokens of this share (default: 1, all)")
+    say("--top_k", type=int, default=0, help="draw from that many tokens (default: 0, all)")
+    say("--max_new_tokens", type=int, default=max_new_tokens, help=f"longest answer (default: {max_new_tokens})")
+    say("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="default: as it was saved")
+    say("--revision", "--model_revision", metavar="NAME", help="a branch, tag or commit of a Hub id")
+    flag = {"nargs": "?", "const": "true", "default": "false", "choices": ("true", "false")}
+    say("--trust_remote_code", help="run code from the model's repository", **flag)
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    from fourstage.chat import run_chat
+
+    return run_chat(arguments)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from fourstage.compare import run_compare
+
+    return run_compare(arguments)
 
 
 def _report(arguments: argparse.Namespace) -> int:
