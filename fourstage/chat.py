@@ -1,7 +1,6 @@
 """A conversation in the terminal, or through pipes: `fourstage chat runs/sft`, `fourstage chat runs/sft < questions`."""
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Iterator

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from gguf_helpers import CHAT_TEMPLATE, EOS, write_tiny_gguf
 from helpers import RECIPES, record_of, run_here, write_chats, write_texts
 from peft import PeftModel
 from transformers import (
@@ -27,6 +26,9 @@ from fourstage.model import load_causal_lm, load_tokenizer
 from fourstage.repair import mark_generation, repair_pad_token
 
 pytest.importorskip("gguf")
+pytest.importorskip("bitsandbytes")
+from gguf_helpers import CHAT_TEMPLATE, EOS, write_tiny_gguf
+
 CONFIGS = RECIPES / "configs" / "smollm2-135m"
 # Few steps and short rows; everything else is as the YAML says.
 QUICK = ["--max_steps=2", "--report_to=none", "--per_device_train_batch_size=4", "--gradient_accumulation_steps=1"]
