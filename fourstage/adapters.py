@@ -51,11 +51,21 @@ def adapter_config(model_args, model: PreTrainedModel, tokenizer: PreTrainedToke
         return None
     config.target_modules = config.target_modules or "all-linear"
     if continues_text:
-        config.trainable_token_indices = template_token_ids(tokenizer)
+        config.trainable_token_indices = _trainable_rows(model, tokenizer)
     if model.get_output_embeddings() is None:  # no language model's head: a reward model
         config.task_type = "SEQ_CLS"
         config.modules_to_save = [*(config.modules_to_save or []), *score_heads(model)]
     return config
+
+
+def _trainable_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """Rows of the embedding for the template's tokens; of a head of its own, the row by which a turn is ended."""
+    names = {module: name.split(".")[-1] for name, module in model.named_modules()}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    rows = {names[embedding]: template_token_ids(tokenizer)}
+    if head is not None and head.weight is not embedding.weight:
+        rows[names[head]] = [tokenizer.eos_token_id]
+    return rows
 
 
 def score_heads(model: PreTrainedModel) -> list[str]:
