@@ -1,4 +1,4 @@
-"""A conversation in the terminal, or through pipes: `fourstage chat runs/sft`, `fourstage chat runs/sft < questions`."""
+"""A conversation in the terminal, or through pipes: `fourstage chat runs/sft < questions.txt`."""
 
 import argparse
 import re
@@ -193,9 +193,7 @@ def save(chat: Chat, name: str) -> str:
     """
     rows = chat.rows()
     if not name or not rows:
-        raise ValueError(
-            "/save: nothing was said yet" if name else "/save needs the name of a file, such as chat.jsonl"
-        )
+        raise ValueError("/save: nothing was said yet" if name else "/save: name a file, such as chat.jsonl")
     try:
         with Path(name).expanduser().open("x", encoding="utf-8") as file:
             file.writelines(escaped_json(row) + "\n" for row in rows)
@@ -257,9 +255,7 @@ def _turn_ids(chat: Chat, text: str) -> list[int]:
     if len(ids) >= chat.speaker.context:
         raise ValueError(f"{len(ids)} tokens do not fit into the context of {chat.speaker.context}; shorten the text")
     if since > chat.since:
-        note(
-            f"(the context of {chat.speaker.context} tokens is full: it no longer sees the first {since // 2} answers)"
-        )
+        note(f"(the context of {chat.speaker.context} tokens is full: {since // 2} of the oldest turns left out)")
     chat.since = since
     return ids
 
