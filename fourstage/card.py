@@ -10,6 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from fourstage.adapters import describe_merge
 from fourstage.lineage import evaluation_of, measured
 from fourstage.public import parent_on_hub
 
@@ -186,6 +187,10 @@ def _settings(record: dict) -> str:
     if model.get("use_peft"):
         names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
         rows["LoRA, merged"] = ", ".join(f"{name.removeprefix('lora_')} {model[name]}" for name in names)
+    if record.get("adapter"):
+        rows["of the adapter"] = describe_merge(record["adapter"])
+    if record.get("tokenizer_repairs"):
+        rows["repaired in the tokenizer"] = "; ".join(record["tokenizer_repairs"])
     if training.get("use_muon"):
         rows["optimizer"] = "Muon and AdamW"
     rows["versions"] = ", ".join(f"{name} {number}" for name, number in record["versions"].items())

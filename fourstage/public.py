@@ -85,7 +85,7 @@ def remove_staged(folder: Path) -> None:
 def _finished_files(folder: Path) -> Iterator[Path]:
     yield from (file for file in sorted(folder.iterdir()) if _is_wanted(file))
     for name in _FOLDERS:  # without PEFT's own card of an adapter, which names the base by its path
-        yield from (file for file in sorted((folder / name).glob("*")) if _is_wanted(file) and file.suffix != ".md")
+        yield from (file for file in sorted((folder / name).rglob("*")) if _is_wanted(file) and file.suffix != ".md")
 
 
 def _is_wanted(file: Path) -> bool:

@@ -20,7 +20,7 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import is_async_callable
 
 from fourstage import verifiers
-from fourstage.checkpoint import check_parent
+from fourstage.checkpoint import check_parent, opening
 from fourstage.verifiers.plain import text_of
 
 
@@ -35,10 +35,9 @@ def load_rewards(args) -> list[str | Callable]:
     sources: list[str | Callable] = [load_reward_func(name) for name in args.reward_funcs or []]
     if args.reward_model_name_or_path:
         check_parent(args.reward_model_name_or_path)
-        _check_labels(
-            AutoConfig.from_pretrained(args.reward_model_name_or_path).num_labels,
-            f"reward_model_name_or_path={args.reward_model_name_or_path}",
-        )
+        with opening(args.reward_model_name_or_path):
+            labels = AutoConfig.from_pretrained(args.reward_model_name_or_path).num_labels
+        _check_labels(labels, f"reward_model_name_or_path={args.reward_model_name_or_path}")
         sources.insert(0, args.reward_model_name_or_path)
     if not sources:
         raise ValueError("nothing rewards: give reward_model_name_or_path, such as runs/reward, or reward_funcs")
@@ -160,8 +159,11 @@ def check_one_label(model: PreTrainedModel, field: str) -> None:
 
 def load_reward_model(name: str) -> PreTrainedModel:
     """The reward model of a folder or Hub id, in float32; raises ValueError unless it gives one score."""
-    _check_labels(AutoConfig.from_pretrained(name).num_labels, f"reward model {name}")
-    return AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32)
+    with opening(name):
+        labels = AutoConfig.from_pretrained(name).num_labels
+    _check_labels(labels, f"reward model {name}")
+    with opening(name):
+        return AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
 
 
 def _check_labels(labels: int | None, who: str) -> None:

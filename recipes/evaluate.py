@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
     unshadow_libraries(__file__)
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    from fourstage.checkpoint import check_parent
+    from fourstage.checkpoint import check_parent, opening
     from fourstage.lineage import read_run
 
     check_parent(args.model)
@@ -85,9 +85,10 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.model} has no run.json; say what to measure with --stage, such as sft or grpo")
     if not (args.dataset_name or record):
         raise ValueError(f"{args.model} has no run.json; name the rows to measure on with --dataset_name")
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
     kind = AutoModelForSequenceClassification if stage == "reward" else AutoModelForCausalLM
-    model = kind.from_pretrained(args.model)
+    with opening(args.model):
+        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        model = kind.from_pretrained(args.model, use_safetensors=True)
     measure = {"pretrain": measure_texts, "sft": measure_answers, "reward": measure_pairs, "grpo": measure_problems}
     metrics, answers = measure[stage](args, record, model, tokenizer)
     row = {"model": args.model, "stage": stage, "parameters": model.num_parameters(), **metrics}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from trl.trainer.utils import disable_dropout_in_model, use_adapter
 
+from fourstage.checkpoint import opening
 from fourstage.ppo.forward import positions
 from fourstage.rewards import check_one_label
 
@@ -124,15 +125,18 @@ def load_critic(name: str) -> Critic:
     if (folder / ADAPTER / "adapter_config.json").is_file():
         raise ValueError(f"value_model={name} is an adapter that shares its policy's base; name a whole critic")
     if (folder / HEAD_FILE).is_file():
-        backbone = AutoModel.from_pretrained(name, dtype=torch.float32)
+        backbone = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
         weights = load_file(folder / HEAD_FILE)
         head = nn.Linear(weights["weight"].shape[1], 1, bias="bias" in weights)
         head.load_state_dict(weights)
         return Critic(backbone, head)
-    labels = AutoConfig.from_pretrained(name).num_labels
+    with opening(name):
+        labels = AutoConfig.from_pretrained(name).num_labels
     if labels != 1:
         raise ValueError(f"value_model={name} has num_labels={labels}; it must give one value: num_labels=1")
-    return classifier_critic(AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32))
+    with opening(name):
+        model = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    return classifier_critic(model)
 
 
 def same_vocabulary(one, other) -> bool:
