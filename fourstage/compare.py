@@ -28,7 +28,7 @@ class Answer:
     scores: list[tuple[str, float]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        lines = visible(self.text).strip().split("\n") if self.text.strip() else ["(nothing)"]
+        lines = visible(self.text).strip("\n").rstrip().split("\n") if self.text.strip() else ["(nothing)"]
         lines += ["(cut off)"] if self.is_cut else []
         return lines + [f"score {score:+.2f} ({visible(name)})" for name, score in self.scores]
 
@@ -50,7 +50,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
     """
     names = ("temperature", "top_p", "top_k", "max_new_tokens")
     sampling = Sampling(**{name: getattr(arguments, name) for name in names})
-    hub = {"revision": arguments.revision, "trust_remote_code": arguments.trust_remote_code == "true"}
+    hub = {"revision": arguments.revision or "main", "trust_remote_code": arguments.trust_remote_code == "true"}
     scorers = [name for name in arguments.models if not is_gguf(name) and is_reward_model(name, **hub)]
     talkers = [name for name in arguments.models if name not in scorers]
     if not talkers:
@@ -96,7 +96,6 @@ def _turns(prompt: str, system: str | None) -> list[dict]:
 
 def _score(name: str, prompts: list[str], system: str | None, columns: list[Column], hub: dict) -> None:
     """Adds the score of the reward model `name` to every answer, each read in its chat template as in training."""
-    hub = {**hub, "revision": hub["revision"] or "main"}
     with opening(name):
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
         model = AutoModelForSequenceClassification.from_pretrained(

@@ -186,7 +186,7 @@ class Stream(BaseStreamer):
     """The text of `generate`, handed to `write` token by token; only unfinished characters are kept back.
 
     (transformers' TextStreamer keeps each word back until the next has begun.) `text` is all of it so far, `tokens`
-    how many, `stopped` whether the model ended it, `interrupted` whether Ctrl-C did. Special tokens and end tokens are no text.
+    how many, `stopped` whether the model ended it, `interrupted` whether Ctrl-C did. Special tokens are no text.
     """
 
     def __init__(self, speaker: Speaker, write: Callable[[str], object]):
