@@ -190,12 +190,12 @@ def test_base_model_continues(folders, tmp_path, cli):
     status, out, err = cli(
         "chat", folders / "base", "--temperature", 0, stdin=f"the dim\ndim\n/save {file}\n/reset\n/system x\n"
     )
-    assert out == "> the dim\n fut.\n\n> dim\n fut.\n\n" and "continues the text" in err
+    assert out == "> the dim\n fut.\n\n> dim\n fut.\n\n" and "continues text" in err
     assert status == 1 and "has no system prompt" in err
     rows = datasets.load_dataset("json", data_files=str(file), split="train").to_list()
     assert rows == [{"prompt": "the dim", "completion": " fut."}, {"prompt": "dim", "completion": " fut."}]
     status, out, err = cli("chat", folders / "answers", "--continue", "--prompt", "dim", "--max_new_tokens", 3)
-    assert status == 0 and "continues the text" in err and "cut off after max_new_tokens=3" in err
+    assert status == 0 and "continues text" in err and "cut off after max_new_tokens=3" in err
 
 
 def test_hostile_text_is_written_out(folders, cli):
