@@ -93,7 +93,8 @@ def _talk(chat: Chat) -> int:
             line = input("> ")
             if not _take(chat, line):
                 return 0
-            print()
+            if not line.startswith("/"):
+                print()
         except EOFError:
             print()
             return 0
@@ -255,7 +256,7 @@ def _turn_ids(chat: Chat, text: str) -> list[int]:
     if len(ids) >= chat.speaker.context:
         raise ValueError(f"{len(ids)} tokens do not fit into the context of {chat.speaker.context}; shorten the text")
     if since > chat.since:
-        note(f"(the context of {chat.speaker.context} tokens is full: {since // 2} of the oldest turns left out)")
+        note(f"(the context of {chat.speaker.context} tokens is full: it no longer sees the first {since} messages)")
     chat.since = since
     return ids
 

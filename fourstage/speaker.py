@@ -109,7 +109,7 @@ class Speaker:
         parts = [self.stage] if self.stage else []
         parts += [self.model.config.model_type, f"{self.model.num_parameters():,} parameters"]
         parts += [str(self.model.dtype).removeprefix("torch."), self.model.device.type]
-        does = "it chats" if self.chats else "a base model: it continues the text and answers no questions"
+        does = "it chats" if self.chats else "it continues text, and does not answer"
         return f"{self.name}: {', '.join(parts)}; {does}"
 
 
