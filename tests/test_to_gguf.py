@@ -83,9 +83,16 @@ def test_the_real_converter_and_llama_cpp(model, tokenizer, tmp_path):
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     file = tmp_path / "model.gguf"
-    run_program(
-        sys.executable, RECIPES / "to_gguf.py", LLAMA_CPP, tmp_path / "model", "--outtype=f32", "--outfile", file
-    )
+    command = [
+        sys.executable,
+        RECIPES / "to_gguf.py",
+        LLAMA_CPP,
+        tmp_path / "model",
+        "--outtype=f32",
+        "--outfile",
+        file,
+    ]
+    run_program(*command, PYTHONPATH=os.environ.get("PYTHONPATH", ""))
     back = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32)
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "bab 12 kof né"}], add_generation_prompt=True)
     prompt = torch.tensor([ids["input_ids"]])
