@@ -23,7 +23,7 @@ from helpers import (
     write_texts,
 )
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from fourstage.checkpoint import check_parent
 
@@ -80,9 +80,13 @@ def test_it_loads_and_answers(chain, stage):
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) == 384
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert {name: getattr(model.config, name) for name in SHAPE} == SHAPE  # from --config_overrides
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], return_tensors="pt")
+    turns = [{"role": "user", "content": "hello"}]
+    prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt")
     output = model.generate(**prompt, max_new_tokens=5, do_sample=False)
     assert output.shape[1] > prompt["input_ids"].shape[1]
+    answer = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    found = pipeline("text-generation", model=str(folder))(turns, max_new_tokens=5, do_sample=False)
+    assert found[0]["generated_text"] == [*turns, {"role": "assistant", "content": answer}]
     last = folder / "checkpoints" / "checkpoint-4"  # the last step was saved: the same weights
     assert all(torch.equal(value, tensors_of(last)[name]) for name, value in tensors_of(folder).items())
 

@@ -27,7 +27,7 @@ from helpers import (
 )
 from peft import PeftModel
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from trl import RewardConfig, RewardTrainer
 
 from fourstage.adapters import adapter_config, score_heads
@@ -324,11 +324,15 @@ def test_the_folder_scores(trained):
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(run), AutoTokenizer.from_pretrained(run)
     assert model.config.num_labels == 1 and model.config.pad_token_id == tokenizer.pad_token_id
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    classify = pipeline("text-classification", model=str(run), function_to_apply="none")
     for sample in samples:
         question = turns(sample["prompt"], "user")
         sides = [question + turns(sample["completion"]), question + turns(sample["rejected"])]
         scores = score_conversations(model, tokenizer, sides)
         assert scores == pytest.approx([sample["score"], sample["rejected_score"]], abs=1e-5)
+        texts = [tokenizer.apply_chat_template(side, tokenize=False) for side in sides]  # each begins with its BOS
+        found = [row["score"] for row in classify(texts, add_special_tokens=False)]
+        assert found == pytest.approx(scores, abs=1e-5)
     assert len(samples) == 4 and "'What is " in (run / "README.md").read_text()
     names = files_in(run)
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"} <= names
