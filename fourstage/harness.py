@@ -99,7 +99,7 @@ def run_tasks(model, tokenizer, names: list[str], manager, limit: int | None, ba
 
     Neither code of a data set's repository is run nor a metric's from the Hub.
     Raises:
-        ValueError: if a task's data cannot be loaded.
+        ValueError: if a task's data cannot be loaded, or it asks for longer answers than the model's context.
     """
     import evaluate
     from lm_eval import simple_evaluate
@@ -107,7 +107,7 @@ def run_tasks(model, tokenizer, names: list[str], manager, limit: int | None, ba
 
     evaluate.config.HF_EVALUATE_OFFLINE = True  # a metric of the Hub is a script
     logging.getLogger("lm_eval.models.huggingface").addFilter(_worth_saying)
-    with _loading_data(names):
+    with _in_one_line(names):
         return simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
             tasks=names,
@@ -125,9 +125,13 @@ def _worth_saying(said: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def _loading_data(names: list[str]) -> Iterator[None]:
+def _in_one_line(names: list[str]) -> Iterator[None]:
     try:
         yield
+    except AssertionError as error:
+        if "maximum sequence length" not in str(error):
+            raise
+        raise ValueError(f"--tasks: max_gen_toks of a task's generation_kwargs is too much: {error}") from error
     except (ConnectionError, FileNotFoundError, DatasetsError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "Dataset scripts" not in str(error):  # what datasets says of code
             raise

@@ -43,5 +43,6 @@ def main(llama_cpp: Path, model: Path, options: list[str]) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) < 3 or "--help" in sys.argv:
-        raise SystemExit(__doc__ + "\nusage: python recipes/to_gguf.py LLAMA_CPP DIR [--outfile FILE] [--outtype TYPE]")
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+        print(__doc__ + "\nusage: python recipes/to_gguf.py LLAMA_CPP DIR [--outfile FILE] [--outtype TYPE] ...")
+    else:
+        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -233,6 +233,12 @@ def test_a_task_that_executes_answers(folder, tmp_path, asked_for):
     assert not (tmp_path / "ran").exists()
 
 
+def test_answers_longer_than_the_context(folder, tmp_path):
+    """lm-eval asks for 256 tokens where a task does not say; the model has positions for so many in all."""
+    write_task(tmp_path / "mine", "long")
+    assert "max_gen_toks" in refusal(folder, "--tasks=long", "--include_path", tmp_path / "mine")
+
+
 def test_a_reward_model_answers_nothing(folder):
     made_by(folder, "reward")
     assert "reward model" in refusal(folder, "--tasks=sums_choose", "--include_path", TASKS)
