@@ -304,14 +304,21 @@ def score_problems(model, tokenizer, problems: Sequence[dict], settings: Problem
         _check(forced, problems, settings, "forced_")
         for row, answer in zip(rows, forced, strict=True):
             row |= {key: answer[key] for key in answer if key.startswith("forced_")} | {"forced": answer["completion"]}
-    samples = [prompt for prompt in prompts for _ in range(settings.samples)]
-    sampled = answer_questions(model, tokenizer, samples, settings.max_new_tokens, settings.temperature)
-    _check(sampled, [row for row in problems for _ in range(settings.samples)], settings, "")
+    if settings.samples:
+        _sample(model, tokenizer, problems, settings, rows)
+    return _problem_metrics(rows, settings), rows
+
+
+def _sample(model, tokenizer, problems: Sequence[dict], settings: ProblemSettings, rows: list[dict]) -> None:
+    """Adds to every row how many of its sampled answers are right, and their share in the form wanted."""
+    repeated = [row for row in problems for _ in range(settings.samples)]
+    prompts = [row["prompt"] for row in repeated]
+    sampled = answer_questions(model, tokenizer, prompts, settings.max_new_tokens, settings.temperature)
+    _check(sampled, repeated, settings, "")
     for i, row in enumerate(rows):
         mine = sampled[i * settings.samples : (i + 1) * settings.samples]
         row["samples_right"] = sum(s["right"] for s in mine)
-        row["samples_in_format"] = sum(s["in_format"] for s in mine) / max(len(mine), 1)
-    return _problem_metrics(rows, settings), rows
+        row["samples_in_format"] = sum(s["in_format"] for s in mine) / len(mine)
 
 
 def _columns(problems: Sequence[dict]) -> dict[str, list]:

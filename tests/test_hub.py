@@ -16,8 +16,10 @@ from huggingface_hub import ModelCard, constants
 from safetensors.torch import load
 from stub_hub import StubHub
 
+from fourstage.arguments import ModelArguments
 from fourstage.hub import HubSettings, open_hub
 from fourstage.lineage import measured
+from fourstage.model import load_causal_lm, load_tokenizer
 
 TOKEN, READER = "hf_" + "pushPULLxy" * 3, "hf_" + "readONLYzz" * 3
 STAGES = ["pretrain", "sft", "reward", "ppo", "grpo"]
@@ -399,6 +401,34 @@ def test_a_gated_parent_and_a_missing_one_have_no_record(here):
     for name in ("me/gated", "me/missing"):
         assert read_run(name) is None
         assert identify(name) == {"path": name, "sha256": None, "commit": None}
+
+
+@pytest.mark.parametrize(
+    "name, revision, message",
+    [
+        ("me/gated", "main", "a gated repository"),
+        ("me/missing", "main", "no such repository on the Hub"),
+        ("me/open", "no-such-branch", "no such revision"),
+    ],
+)
+@pytest.mark.parametrize("load", [load_tokenizer, lambda model_args: load_causal_lm(model_args, None)])
+def test_a_parent_that_cannot_be_had_takes_one_line(here, monkeypatch, name, revision, message, load):
+    monkeypatch.delenv("HF_HUB_OFFLINE")  # what the test process itself runs under
+    here.add("me/gated", {"config.json": b"{}"}, gated=True)
+    here.add("me/open", {"config.json": b"{}"})
+    with pytest.raises(ValueError, match=message) as refused:
+        load(ModelArguments(model_name_or_path=name, model_revision=revision))
+    assert "\n" not in str(refused.value) and str(refused.value).startswith(name)
+
+
+def test_a_hub_that_is_not_there_takes_one_line(here, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    dead = "http://127.0.0.1:9"
+    monkeypatch.setattr(constants, "ENDPOINT", dead)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", dead + "/{repo_id}/resolve/{revision}/{filename}")
+    with pytest.raises(ValueError, match="me/open: the Hub cannot be reached") as refused:
+        load_tokenizer(ModelArguments(model_name_or_path="me/open"))
+    assert "\n" not in str(refused.value)
 
 
 # The real Hub, where a person asks for it

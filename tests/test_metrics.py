@@ -285,6 +285,9 @@ def test_problems_by_hand(tokenizer):
     assert metrics["sampled_in_format"] == pytest.approx(2 / 3)
     assert metrics["right_stderr"] == pytest.approx(statistics.stdev([1, 0, 1]) / math.sqrt(3))
     assert rows[1]["forced"].startswith("<think>2 + 3 = 5</think>") and rows[1]["reference"] == "5"
+    settings.samples = 0  # the greedy answers alone
+    greedy, _ = score_problems(Parrot(tokenizer, answers), tokenizer, problems, settings)
+    assert greedy == {key: value for key, value in metrics.items() if not key.startswith("sampled_")}
 
 
 def test_problems_that_none_can_score(tokenizer):
