@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from accelerate.utils import is_peft_model
 from peft import PeftModel
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_bitsandbytes_available
-from trl import get_peft_config, get_quantization_config
+from trl import get_peft_config
 
 # Largest difference of a token's log-probability, in nats, that adding the adapter to the weights may make by rounding.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
@@ -32,12 +32,6 @@ def check_adapters(model_args) -> None:
         raise ValueError(f'{quantised[0]} needs bitsandbytes: pip install -e ".[quant]" -c constraints.txt')
     if quantised and model_args.dtype == "auto":
         raise ValueError(f"dtype=auto with {quantised[0]} must be float32, bfloat16 or float16: what is computed in")
-
-
-def quantisation_config(model_args) -> BitsAndBytesConfig | None:
-    """TRL's bitsandbytes settings, or None."""
-    check_adapters(model_args)
-    return get_quantization_config(model_args)
 
 
 def adapter_config(model_args, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, continues_text: bool):

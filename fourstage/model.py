@@ -16,9 +16,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
+from trl import get_quantization_config
 
 from fourstage import sizing
-from fourstage.adapters import check_adapters, keep_layout, quantisation_config, score_heads
+from fourstage.adapters import keep_layout, score_heads
 from fourstage.checkpoint import check_parent, is_gguf, load_gguf_tokenizer, loading_options, opening
 from fourstage.repair import repair_pad_token
 
@@ -28,9 +29,8 @@ def random_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase, max_length:
 
     Call `set_seed` before. The vocabulary is the tokenizer's, position for position.
     Raises:
-        ValueError: for an unknown type or config field, an impossible size, or adapters on random weights.
+        ValueError: for an unknown type or config field, or an impossible size.
     """
-    check_adapters(model_args)
     overrides = overrides_of(model_args)
     if uses_scaled_init(model_args):
         overrides = {"tie_word_embeddings": False, **overrides}
@@ -120,7 +120,7 @@ def _weight_options(model_args) -> dict:
     return {
         "dtype": _dtype(model_args),
         "attn_implementation": model_args.attn_implementation,
-        "quantization_config": quantisation_config(model_args),
+        "quantization_config": get_quantization_config(model_args),
         "use_safetensors": True,
     }
 
