@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -269,7 +269,8 @@ def parse(recipe: str, *types: type) -> tuple:
         _check_names(_yaml_keys(_config_path(arguments)), known | {"env"}, f"{_config_path(arguments)}: ")
     flags = [part.split("=")[0].removeprefix("--").replace("-", "_") for part in arguments if part.startswith("--")]
     _check_names(flags, known | {f"no_{name}" for name in known} | {"config", "help"}, "--")
-    parsed = parser.parse_args_and_config(arguments)
+    optional = {name for kind in types for name, hint in get_type_hints(kind).items() if hint == bool | None}
+    parsed = parser.parse_args_and_config(_spell_out(arguments, optional))
     for model_args in (part for part in parsed if isinstance(part, ModelArguments)):
         model_args.trust_remote_code = any(getattr(part, "trust_remote_code", False) for part in parsed)
     return parsed
@@ -283,6 +284,16 @@ def unshadow_libraries(recipe: str) -> None:
 
 def _split_config(argument: str) -> list[str]:
     return ["--config", argument.removeprefix("--config=")] if argument.startswith("--config=") else [argument]
+
+
+def _spell_out(arguments: list[str], optional: set[str]) -> list[str]:
+    """`--bf16` alone says true: for fields that may be None too the parser of transformers 5.23 asks for a value."""
+    spelt = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        bare = argument.startswith("--") and following.startswith("--")
+        name = argument.removeprefix("--").replace("-", "_")
+        spelt += [argument, "true"] if bare and name in optional else [argument]
+    return spelt
 
 
 def _config_path(arguments: list[str]) -> Path:

@@ -470,6 +470,21 @@ def test_defaults_then_yaml_then_the_command_line(monkeypatch, tmp_path):
     assert data.datasets == [{"dataset_name": "a", "weight": 2}] and model.dtype == "bfloat16"
 
 
+@pytest.mark.parametrize(
+    "arguments, bf16, checkpointing",
+    [
+        (["--bf16"], True, False),
+        (["--bf16", "--gradient-checkpointing", "--seed", "1"], True, True),
+        (["--bf16", "false", "--gradient_checkpointing", "true"], False, True),
+        (["--gradient_checkpointing=true", "--bf16"], True, True),
+        ([], False, False),
+    ],
+)
+def test_a_flag_alone_says_true_though_its_default_depends_on_the_device(monkeypatch, arguments, bf16, checkpointing):
+    _, training, _ = read(monkeypatch, *arguments, "--max_steps", "1")
+    assert (training.bf16, training.activation_checkpointing) == (bf16, checkpointing)
+
+
 def test_the_stages_own_defaults_are_used_without_arguments(monkeypatch, tmp_path):
     path = write(tmp_path / "configs" / "demo" / "pretrain.yaml", b"dataset_name: fourstage/demo\nmax_steps: 3\n")
     monkeypatch.setattr(sys, "argv", ["pretrain.py"])
