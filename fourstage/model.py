@@ -22,6 +22,7 @@ from fourstage import sizing
 from fourstage.adapters import keep_layout, score_heads
 from fourstage.checkpoint import check_parent, is_gguf, load_gguf_tokenizer, loading_options, opening
 from fourstage.repair import repair_pad_token
+from fourstage.tokenizer import check_reload
 
 
 def random_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase, max_length: int) -> PreTrainedModel:
@@ -29,7 +30,8 @@ def random_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase, max_length:
 
     Call `set_seed` before. The vocabulary is the tokenizer's, position for position.
     Raises:
-        ValueError: for an unknown type or config field, or an impossible size.
+        ValueError: for an unknown type or config field, an impossible size, or a type whose folder would load another
+            tokenizer (`tokenizer.check_reload`).
     """
     overrides = overrides_of(model_args)
     if uses_scaled_init(model_args):
@@ -44,6 +46,7 @@ def random_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase, max_length:
         special_token_ids=ids,
         overrides=overrides,
     )
+    check_reload(tokenizer, config)
     model = AutoModelForCausalLM.from_config(
         config, dtype=_dtype(model_args), attn_implementation=model_args.attn_implementation
     )

@@ -1,11 +1,12 @@
 """Trains a byte-level BPE tokenizer that speaks chat from the start."""
 
 import math
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 SPECIAL_TOKENS = [PAD, BOS, EOS, "<|system|>", "<|user|>", "<|assistant|>"]
@@ -74,6 +75,27 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
     )
+
+
+# Contractions, digits, spaces, line ends and a mark of the template: where the splits of tokenizers differ.
+_PROBE = "It's the dog's 1,234th bone.  A caf\u00e9!\n\n  x = 'y';\tI'LL <|user|>go..."
+
+
+def check_reload(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Raises ValueError if the folder of a model with this `config` would load another tokenizer than this one.
+
+    For a few model types (qwen2, qwen3_5) AutoTokenizer of transformers 5.23 builds the type's own class from the
+    saved vocabulary, whatever class was saved: another split, and one token more than the embedding has rows.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        loaded = AutoTokenizer.from_pretrained(folder, config=config)
+    if len(loaded) != len(tokenizer) or loaded(_PROBE).input_ids != tokenizer(_PROBE).input_ids:
+        raise ValueError(
+            f"model_type={config.model_type!r}: transformers loads a {type(loaded).__name__} of {len(loaded)} entries "
+            f"from the folder in place of this run's tokenizer, which has {len(tokenizer)}; choose another model_type, "
+            "such as qwen3, or give --tokenizer_name a tokenizer of that class"
+        )
 
 
 def first_characters(rows: Iterable[dict], limit: int = 100_000_000) -> Iterator[str]:

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
-from fourstage.tokenizer import default_vocab_size, first_characters, train_tokenizer
+from fourstage.tokenizer import check_reload, default_vocab_size, first_characters, train_tokenizer
 
 STRANGE = [
     "e\u0301 o\u0308 \u1e9b\u0323",  # combining marks that normalisation would join
@@ -164,3 +165,16 @@ def test_the_template_leaves_content_as_it_is(tokenizer, text):
 def test_an_unknown_role_is_refused(tokenizer):
     with pytest.raises(TemplateError, match="Role 'tool' is unknown"):
         tokenizer.apply_chat_template([{"role": "tool", "content": "a"}])
+
+
+def test_types_whose_folder_would_load_another_tokenizer_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="model_type='qwen2'.*Qwen2Tokenizer of .* choose another model_type") as error:
+        check_reload(tokenizer, Qwen2Config())
+    assert "\n" not in str(error.value)
+    for config in (Qwen3Config(), LlamaConfig()):
+        check_reload(tokenizer, config)
+
+
+def test_a_tokenizer_of_the_types_own_class_is_taken():
+    letters = {letter: number for number, letter in enumerate("abcdefgh")}
+    check_reload(Qwen2Tokenizer(vocab=letters, merges=[]), Qwen2Config())
