@@ -106,9 +106,10 @@ def finished_model(run, trainer, load: Callable, model_args) -> PreTrainedModel:
     (`model.load_causal_lm` or `load_reward_model`) gives it unquantised. How far rounding and that change move the
     outputs on a probe text is noted in `run.record["adapter"]`.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if not is_peft_model(model):
-        return model
+    if not is_peft_model(trainer.accelerator.unwrap_model(trainer.model)):
+        return trainer.accelerator.unwrap_model(trainer.model)
+    # Without the autocast of mixed precision, whose rounding is another on merged weights.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     quantised = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
     folder = run.folder / "adapter"
     if run.is_main:

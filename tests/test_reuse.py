@@ -39,7 +39,7 @@ OWN = {
     "ppo": ["--max_completion_length=8", "--max_eval_rows=4"],
     "grpo": ["--max_completion_length=8", "--max_eval_rows=4", "--num_generations=4"],
 }
-BITS = {"lora": [], "4bit": ["--load_in_4bit"], "8bit": ["--load_in_8bit"]}
+BITS = {"lora": [], "4bit": ["--load_in_4bit"], "8bit": ["--load_in_8bit"], "bf16": ["--bf16"]}
 
 
 def write_pairs(path):
@@ -82,7 +82,7 @@ def outputs(model, ids):
         return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[..., :320]
 
 
-CASES = [(stage, kind) for kind in ("lora", "4bit") for stage in OWN] + [("sft", "8bit")]
+CASES = [(stage, kind) for kind in ("lora", "4bit") for stage in OWN] + [("sft", "8bit"), ("sft", "bf16")]
 
 
 @pytest.mark.parametrize("stage, kind", CASES, ids=lambda value: value)
@@ -99,7 +99,7 @@ def test_a_stage_leaves_the_merged_model_and_its_adapter(elsewhere, reward_model
     assert note["merge_difference"] <= note["tolerance"] == 1e-3
     torch.testing.assert_close(outputs(merged, ids), adapted, rtol=0, atol=1e-3)
     assert (adapted - plain).abs().max() > 1e-3  # it learned something
-    assert ("quantisation_difference" in note) is (kind != "lora")
+    assert ("quantisation_difference" in note) is (kind in ("4bit", "8bit"))
     for value in record_of(run)["metrics"].values():
         assert not isinstance(value, float) or math.isfinite(value)
     if stage == "ppo":  # an adapter of the same base and a head
