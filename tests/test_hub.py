@@ -1,17 +1,26 @@
 """Pushing to the Hub and back: the recipes and the real client against a small Hub on this machine (stub_hub.py)."""
 
 import copy
-import hashlib
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
 import pytest
 import torch
-from helpers import ROOT, SMALL_RUN, TINY, environment, files_in, record_of, snapshot, tensors_of, write_texts
+from helpers import (
+    ROOT,
+    SMALL_RUN,
+    TINY,
+    environment,
+    files_in,
+    record_of,
+    snapshot,
+    tensors_of,
+    write_chats,
+    write_texts,
+)
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import load
 from stub_hub import StubHub
@@ -41,17 +50,16 @@ RL = [*SMALL_RUN, "--gradient_accumulation_steps=2", "--max_completion_length=8"
 
 def program(hub, home, *words, token=TOKEN, ok=True, **more):
     """Runs a program that knows `hub` as the Hub, with a cache of its own in `home`."""
-    env = environment(
-        HF_ENDPOINT=hub.url,
-        HF_HUB_OFFLINE="0",
-        HF_HUB_DISABLE_XET="1",
-        HF_HUB_DISABLE_TELEMETRY="1",
-        HF_HOME=str(home),
-        HF_DATASETS_CACHE=str(home / "datasets"),
-        PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}",
-        **({"HF_TOKEN": token} if token else {}),
-        **more,
-    )
+    settings = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HOME": str(home),
+        "HF_DATASETS_CACHE": str(home / "datasets"),
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }
+    env = environment(**settings | ({"HF_TOKEN": token} if token else {}) | more)
     words = [sys.executable, *map(str, words)]
     done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
     assert (done.returncode == 0) is ok, done.stdout[-3000:] + done.stderr[-6000:]
@@ -193,25 +201,30 @@ def test_the_card_has_the_numbers_and_names_of_the_record(chain, stage):
     assert stage == "pretrain" or "license cc-by-4.0" in card.text
 
 
-@pytest.mark.slow
-def test_what_was_pushed_loads_from_the_hub(chain, tmp_path):
-    """A new machine, with an empty cache: every weight is the one that was trained."""
-    hub, folder, _ = chain
+def check_loads(hub, home, folder, places, **more):
+    """On a new machine, with an empty cache, every weight is the one that was trained; `places`: (id, branch)s."""
     code = """if True:
-        import sys
+        import json, sys
         from safetensors.torch import save_file
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-        for stage in sys.argv[2:]:
+        for stage, (name, revision) in json.loads(sys.argv[2]).items():
             kind = AutoModelForSequenceClassification if stage == "reward" else AutoModelForCausalLM
-            model = kind.from_pretrained(f"me/{stage}")
-            AutoTokenizer.from_pretrained(f"me/{stage}")
+            model = kind.from_pretrained(name, revision=revision)
+            AutoTokenizer.from_pretrained(name, revision=revision)
             save_file({k: v.contiguous() for k, v in model.state_dict().items()}, f"{sys.argv[1]}/{stage}.safetensors")
     """
-    program(hub, tmp_path / "home", "-c", code, tmp_path, *STAGES)
-    for stage in STAGES:
-        loaded, trained = load((tmp_path / f"{stage}.safetensors").read_bytes()), tensors_of(folder / stage)
+    home.mkdir()
+    program(hub, home, "-c", code, home, json.dumps(places), **more)
+    for stage in places:
+        loaded, trained = load((home / f"{stage}.safetensors").read_bytes()), tensors_of(folder / stage)
         assert trained.keys() <= loaded.keys()
         assert all(torch.equal(loaded[name], value) for name, value in trained.items())
+
+
+@pytest.mark.slow
+def test_what_was_pushed_loads_from_the_hub(chain, tmp_path):
+    hub, folder, _ = chain
+    check_loads(hub, tmp_path / "home", folder, {stage: (f"me/{stage}", "main") for stage in STAGES})
 
 
 @pytest.mark.slow
@@ -434,25 +447,43 @@ def test_a_hub_that_is_not_there_takes_one_line(here, monkeypatch):
 # The real Hub, where a person asks for it
 
 
-@pytest.mark.skipif(
+def stages_on_branches(name, folder):
+    """Five stages, each pushed to a branch of its own of one private repository, and gone on from there."""
+    texts, chats = write_texts(folder / "texts.jsonl"), write_chats(folder / "chats.jsonl")
+    pairs = folder / "pairs.jsonl"
+    pairs.write_bytes(
+        jsonl([{"prompt": f"Is {i} odd?", "chosen": f"It is {i}.", "rejected": f"No {i}!"} for i in range(40)])
+    )
+    to = ["--push_to_hub", "--hub_model_id", name, "--hub_private_repo=true"]
+    push = {stage: [*to, "--hub_revision", stage, "--output_dir", folder / stage] for stage in STAGES}
+    base, tuned = (["--model_name_or_path", name, "--model_revision", stage] for stage in ("pretrain", "sft"))
+    rewards = {"ppo": ["--reward_funcs=length"], "grpo": ["--reward_funcs=length", "--num_generations=4"]}
+    return [
+        ["pretrain", "--dataset_name", texts, "--max_length=96", *TINY, *SMALL_RUN, *push["pretrain"]],
+        ["sft", *base, "--dataset_name", chats, *SMALL_RUN, *push["sft"]],
+        ["reward", *tuned, "--dataset_name", pairs, *SMALL_RUN, *push["reward"]],
+        *([stage, *tuned, "--dataset_name", chats, *RL, *rewards[stage], *push[stage]] for stage in rewards),
+    ]
+
+
+REAL = pytest.mark.skipif(
     not (os.environ.get("HF_TOKEN") and os.environ.get("FOURSTAGE_TEST_HUB_REPO")),
     reason="needs HF_TOKEN and FOURSTAGE_TEST_HUB_REPO, a repository OWNER/NAME to write to",
 )
-@pytest.mark.slow
-def test_the_real_hub(tmp_path):
-    """A private push, read back: `pytest --force-enable-socket tests/test_hub.py -k real`."""
-    from huggingface_hub import HfApi
 
-    name, token = os.environ["FOURSTAGE_TEST_HUB_REPO"], os.environ["HF_TOKEN"]
-    texts = write_texts(tmp_path / "texts.jsonl")
-    run = ["pretrain", "--dataset_name", texts, "--max_length=64", *TINY, *SMALL_RUN, "--output_dir", tmp_path / "run"]
-    run += ["--push_to_hub", "--hub_model_id", name, "--hub_private_repo=true"]
-    env = environment(HF_HUB_OFFLINE="0", HF_TOKEN=token, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
-    words = [sys.executable, "-c", RUN_HERE, json.dumps([[str(word) for word in run]])]
-    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    path = HfApi(endpoint="https://huggingface.co", token=token).hf_hub_download(
-        name, "model.safetensors", revision=record_of(tmp_path / "run")["hub"]["commit"]
-    )
-    hashes = [hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in (path, tmp_path / "run" / "model.safetensors")]
-    assert hashes[0] == hashes[1]
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["stub", pytest.param("real", marks=REAL)])
+def test_five_stages_on_branches_of_one_private_repository(hub, tmp_path, where):
+    """On the real Hub: `HF_TOKEN=... FOURSTAGE_TEST_HUB_REPO=OWNER/NAME pytest -m slow tests/test_hub.py -k real`."""
+    name, more = "me/stages", {}
+    if where == "real":
+        name = os.environ["FOURSTAGE_TEST_HUB_REPO"]
+        more = {"token": os.environ["HF_TOKEN"], "HF_ENDPOINT": "https://huggingface.co", "HF_HUB_DISABLE_XET": "0"}
+    online(hub, tmp_path / "home", *stages_on_branches(name, tmp_path), **more)
+    commits = {stage: record_of(tmp_path / stage)["hub"]["commit"] for stage in STAGES}
+    check_loads(hub, tmp_path / "new", tmp_path, {stage: (name, commits[stage]) for stage in STAGES}, **more)
+    assert record_of(tmp_path / "grpo")["parent"]["commit"] == commits["sft"]
+    for stage in STAGES:
+        cached = tmp_path / "new" / "hub" / f"models--{name.replace('/', '--')}" / "snapshots" / commits[stage]
+        assert (cached / "model.safetensors").is_file()
