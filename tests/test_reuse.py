@@ -132,11 +132,15 @@ def test_four_bits_still_learn_after_an_evaluation(elsewhere, tmp_path):
     assert max(losses) - min(losses) < 0.05  # a small rate: none may jump
 
 
-def test_eight_bit_adamw(elsewhere, tmp_path):
+@pytest.mark.parametrize(
+    "stage, file", [("sft", "optimizer.pt"), ("ppo", "optimizer.pt"), ("ppo", "value_optimizer.pt")]
+)
+def test_eight_bit_adamw(elsewhere, reward_model, tmp_path, stage, file):
     """The optimizer's state is bytes, for the policy and for PPO's critic alike."""
-    run = run_stage(elsewhere, "sft", "lora", tmp_path / "run", "--optim=adamw_bnb_8bit", "--lora_r=64")
-    (file,) = (run / "checkpoints").glob("checkpoint-*/optimizer.pt")
-    state = torch.load(file, weights_only=True)["state"]
+    more = [reward_model] if stage == "ppo" else []
+    run = run_stage(elsewhere, stage, "lora", tmp_path / "run", *more, "--optim=adamw_bnb_8bit", "--lora_r=64")
+    (path,) = (run / "checkpoints").glob(f"checkpoint-*/{file}")
+    state = torch.load(path, weights_only=True)["state"]
     assert torch.uint8 in {leaf.dtype for entry in state.values() for leaf in leaves(entry) if torch.is_tensor(leaf)}
 
 
