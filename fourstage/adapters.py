@@ -110,6 +110,11 @@ def finished_model(run, trainer, load: Callable, model_args) -> PreTrainedModel:
         return trainer.accelerator.unwrap_model(trainer.model)
     # Without the autocast of mixed precision, whose rounding is another on merged weights.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    whole = copy.copy(model_args)
+    whole.load_in_4bit = whole.load_in_8bit = False
+    if "flash" in (model_args.attn_implementation or ""):  # its kernels read no float32, and there is no autocast here
+        whole.attn_implementation = "eager"
+        model.set_attn_implementation("eager")
     quantised = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
     folder = run.folder / "adapter"
     if run.is_main:
@@ -118,8 +123,6 @@ def finished_model(run, trainer, load: Callable, model_args) -> PreTrainedModel:
     tokenizer = trainer.processing_class
     trained = outputs_on_probe(model, tokenizer)
     if quantised:
-        whole = copy.copy(model_args)
-        whole.load_in_4bit = whole.load_in_8bit = False
         model = PeftModel.from_pretrained(load(whole, tokenizer), folder)
     adapted = outputs_on_probe(model, tokenizer)
     dtype = model.dtype

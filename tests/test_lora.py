@@ -5,15 +5,17 @@ PEFT and plain logits are the judges: the adapter in adapter/ is put on the base
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers import SHAPE, SMALL_RUN, cut_off, files_in, run_here, tensors_of, write_chats, write_texts
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.utils import add_fused_lm_head
 
-from fourstage.adapters import complete_tied_head, template_token_ids
+from fourstage.adapters import complete_tied_head, finished_model, template_token_ids
 from fourstage.metrics import answer_questions
 
 ROWS = [1, 2, 4, 5]
@@ -143,3 +145,15 @@ def test_a_base_model_learns_to_stop(tmp_path, tied):
         answers = answer_questions(model, tokenizer, questions, max_new_tokens=40)
         stopped.append(sum(answer["stopped"] for answer in answers) / len(answers))
     assert stopped[0] < 0.1 and stopped[1] > 0.9
+
+
+def test_the_merge_is_measured_without_flash_attention(tokenizer, tmp_path):
+    """Its kernels refuse float32, which the merged weights are outside of mixed precision: a run would end in that."""
+    config = AutoConfig.for_model("llama", vocab_size=len(tokenizer), **SHAPE, attn_implementation="sdpa")
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(target_modules="all-linear"))
+    run = SimpleNamespace(folder=tmp_path, is_main=True, record={})
+    trainer = SimpleNamespace(model=model, accelerator=Accelerator(cpu=True), processing_class=tokenizer)
+    asked = SimpleNamespace(attn_implementation="flash_attention_2", load_in_4bit=False, load_in_8bit=False)
+    merged = finished_model(run, trainer, None, asked)
+    assert merged.config._attn_implementation == "eager"
+    assert run.record["adapter"]["merge_difference"] < 1e-5 and (tmp_path / "adapter").is_dir()
