@@ -106,8 +106,9 @@ def finished_model(run, trainer, load: Callable, model_args) -> PreTrainedModel:
     (`model.load_causal_lm` or `load_reward_model`) gives it unquantised. How far rounding and that change move the
     outputs on a probe text is noted in `run.record["adapter"]`.
     """
-    if not is_peft_model(trainer.accelerator.unwrap_model(trainer.model)):
-        return trainer.accelerator.unwrap_model(trainer.model)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not is_peft_model(model):
+        return model
     # Without the autocast of mixed precision, whose rounding is another on merged weights.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     whole = copy.copy(model_args)

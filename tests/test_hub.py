@@ -202,7 +202,7 @@ def test_the_card_has_the_numbers_and_names_of_the_record(chain, stage):
 
 
 def check_loads(hub, home, folder, places, **more):
-    """On a new machine, with an empty cache, every weight is the one that was trained; `places`: (id, branch)s."""
+    """With an empty cache every weight is the one that was trained; `places`: {stage: (id, revision)}."""
     code = """if True:
         import json, sys
         from safetensors.torch import save_file
@@ -468,7 +468,7 @@ def stages_on_branches(name, folder):
 
 REAL = pytest.mark.skipif(
     not (os.environ.get("HF_TOKEN") and os.environ.get("FOURSTAGE_TEST_HUB_REPO")),
-    reason="needs HF_TOKEN and FOURSTAGE_TEST_HUB_REPO, a repository OWNER/NAME to write to",
+    reason="needs HF_TOKEN and FOURSTAGE_TEST_HUB_REPO, OWNER/NAME of a repository that is new or empty",
 )
 
 
