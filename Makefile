@@ -2,7 +2,7 @@
 #
 #   make PYTHON=python3.12 venv       another Python for a new .venv
 #   make VENV=/path/to/venv test      an environment of yours in place of .venv; an active one: VENV=$VIRTUAL_ENV
-#   make ARGS=tests/test_data.py test more arguments for pytest
+#   make ARGS=tests/data test more arguments for pytest
 #   make ARGS="--seeds 3 --check --output_dir runs/three" demo   more arguments for recipes/pipeline.py
 #   make JOBS=8 test                  more than two test processes
 #   make EXTRAS=dev,math,tasks venv   other extras of pyproject.toml (tasks needs a C compiler) for a new .venv

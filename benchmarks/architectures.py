@@ -27,8 +27,8 @@ SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 HEADER = f"""# Architectures
 
 Every causal language model type of transformers {{version}}, built at about {SIZE:,} parameters (vocabulary {VOCAB},
-{POSITIONS} positions) with `fourstage.sizing.sized_config`. This file is written by
-`python -m benchmarks.architectures` and checked by `tests/slow/test_architectures.py`; do not edit it.
+{POSITIONS} positions) with `fourstage.models.sizing.sized_config`. This file is written by
+`python -m benchmarks.architectures` and checked by `tests/models/test_architectures.py`; do not edit it.
 
 * **pretrain + sft**: builds, is causal (a later token leaves earlier logits alone), takes one training step with a
   finite loss, generates {NEW_TOKENS} tokens, and gives the same logits after saving and loading.
@@ -59,7 +59,7 @@ def measure(model_type: str) -> Row:
     """Drive one type through every check; never raises."""
     import torch
 
-    from fourstage.sizing import count_parameters, sized_config
+    from fourstage.models.sizing import count_parameters, sized_config
 
     row = Row(model_type)
     torch.manual_seed(0)
@@ -277,7 +277,7 @@ def parse(table: str) -> dict[str, Row]:
 
 
 def main(arguments: list[str]) -> None:
-    from fourstage.sizing import causal_lm_types
+    from fourstage.models.sizing import causal_lm_types
 
     if arguments == ["--worker"]:
         work()

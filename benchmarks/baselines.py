@@ -17,8 +17,8 @@ import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fourstage.arguments import DataArguments
-from fourstage.data import load_texts
-from fourstage.metrics import text_nats
+from fourstage.data.loading import load_texts
+from fourstage.evaluation.generation import text_nats
 
 
 def ngram_nats(train: np.ndarray, test: np.ndarray, alphabet: int, order: int = 5) -> float:

@@ -15,10 +15,10 @@ import time
 import psutil
 
 from fourstage.arguments import DataArguments, ModelArguments, PretrainConfig
-from fourstage.data import load_texts, texts_of
-from fourstage.model import random_causal_lm
-from fourstage.pretrain import PretrainTrainer
-from fourstage.tokenizer import first_characters, train_tokenizer
+from fourstage.data.loading import load_texts, texts_of
+from fourstage.models.random_init import random_causal_lm
+from fourstage.models.tokenizer import first_characters, train_tokenizer
+from fourstage.pretraining import PretrainTrainer
 
 LENGTH, VOCABULARY = 256, 4096
 

@@ -29,8 +29,9 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
 
-from fourstage.grpo import GRPOTrainer, decoding
+from fourstage.grpo import GRPOTrainer
 from fourstage.grpo import trainer as grpo_trainer
+from fourstage.rl import decoding
 from fourstage.verifiers import number
 
 SIZES = {  # vocabulary, width, layers, heads: 1.0M and 10.0M parameters

@@ -49,7 +49,7 @@ def answer_nats(model, tokenizer, rows: list[dict]) -> float:
 
 
 def sample(model, tokenizer, prompts: list[list[dict]], temperature: float) -> list[tuple[str, bool]]:
-    from fourstage.metrics import generate, stop_ids
+    from fourstage.evaluation.generation import generate, stop_ids
 
     ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"] for p in prompts]
     done = generate(model, tokenizer, ids, 64, temperature=temperature)
@@ -60,7 +60,7 @@ def sample(model, tokenizer, prompts: list[list[dict]], temperature: float) -> l
 def measure(name: str, prompts: list, rows: list) -> dict:
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-    from fourstage.metrics import standard_error
+    from fourstage.evaluation.metrics import standard_error
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)
     set_seed(0)
@@ -85,7 +85,7 @@ def main() -> None:
     from types import SimpleNamespace
 
     from fourstage.arguments import DataArguments
-    from fourstage.data import held_out_rows
+    from fourstage.data.loading import held_out_rows
 
     prompts = [row["prompt"] for row in held_out_rows("ppo", args.prompts, SimpleNamespace(), 0)]
     rows = list(held_out_rows("sft", args.dataset_name, DataArguments(), 0))

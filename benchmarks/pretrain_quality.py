@@ -21,12 +21,14 @@ from pathlib import Path
 from transformers import set_seed
 
 from fourstage.arguments import DataArguments, ModelArguments, PretrainConfig
-from fourstage.data import load_texts
-from fourstage.metrics import standard_error, text_nats
-from fourstage.model import random_causal_lm, uses_scaled_init
-from fourstage.pretrain import PretrainTrainer, fill_rates
-from fourstage.progress import show_progress
-from fourstage.tokenizer import first_characters, train_tokenizer
+from fourstage.artifact.progress import show_progress
+from fourstage.data.loading import load_texts
+from fourstage.evaluation.generation import text_nats
+from fourstage.evaluation.metrics import standard_error
+from fourstage.models.random_init import random_causal_lm, uses_scaled_init
+from fourstage.models.tokenizer import first_characters, train_tokenizer
+from fourstage.optim import fill_rates
+from fourstage.pretraining import PretrainTrainer
 
 WINDOW, VOCABULARY, CHARACTERS = 256, 4096, 200_000
 PLAIN_MODEL = {"model_type": "llama", "num_parameters": "3.4M", "scaled_init": False}

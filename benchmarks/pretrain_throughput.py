@@ -19,10 +19,11 @@ from datasets import Dataset
 from transformers import TrainerCallback, set_seed
 
 from fourstage.arguments import ModelArguments, PretrainConfig
-from fourstage.model import random_causal_lm
-from fourstage.pretrain import MuonWithAdamW, PretrainTrainer, fill_rates, parameter_groups
-from fourstage.progress import show_progress
-from fourstage.tokenizer import train_tokenizer
+from fourstage.artifact.progress import show_progress
+from fourstage.models.random_init import random_causal_lm
+from fourstage.models.tokenizer import train_tokenizer
+from fourstage.optim import MuonWithAdamW, fill_rates, parameter_groups
+from fourstage.pretraining import PretrainTrainer
 
 LENGTH, BATCH, WARMUP_STEPS = 256, 16, 2
 

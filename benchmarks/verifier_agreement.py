@@ -31,7 +31,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fourstage import verifiers
-from fourstage.problems import problem_row
+from fourstage.data.problems import problem_row
 
 # set: verifier, column of the worked solution
 SETS = {

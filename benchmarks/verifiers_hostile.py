@@ -235,7 +235,7 @@ ALARMING |= {"os.rename", "os.mkdir", "os.putenv", "os.mkfifo", "shutil.rmtree",
 IN_WORKER = ALARMING - {"exec", "compile", "marshal.loads", "import", "os.fork", "ctypes.dlopen"}
 WORKER_HOOK = """
 import os, sys
-if any("math_worker" in word for word in sys.orig_argv):
+if any("latex_worker" in word for word in sys.orig_argv):
     def hook(event, arguments):
         writes = event == "open" and arguments[0] != os.devnull and (
             set(arguments[1] or "") & set("wax+") or (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
@@ -255,7 +255,7 @@ class Watch:
 
     def hook(self, event: str, arguments: tuple) -> None:
         if self.on and (event in ALARMING or event.startswith("socket.") or self._writes(event, arguments)):
-            if event == "subprocess.Popen" and any("math_worker" in str(word) for word in arguments[1]):
+            if event == "subprocess.Popen" and any("latex_worker" in str(word) for word in arguments[1]):
                 return  # a new worker in place of one that ended
             self.seen[event] += 1
 
@@ -341,7 +341,7 @@ def run(args, folder: Path) -> dict:
     os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     os.chdir(folder)
     from fourstage import verifiers
-    from fourstage.verifiers.math import _worker, worker_counts
+    from fourstage.verifiers.latex import _worker, worker_counts
 
     warnings.simplefilter("ignore")
     Counter(map(len, texts(300, -1)))  # the largest texts are in the peak of memory from the start

@@ -72,13 +72,13 @@ def _add_speaking(parser: argparse.ArgumentParser, temperature: float, max_new_t
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    from fourstage.chat import run_chat
+    from fourstage.chat.terminal import run_chat
 
     return run_chat(arguments)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from fourstage.compare import run_compare
+    from fourstage.chat.compare import run_compare
 
     return run_compare(arguments)
 
@@ -91,8 +91,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from fourstage.hub import HubSettings
-    from fourstage.push import push_folder
+    from fourstage.artifact.hub import HubSettings
+    from fourstage.artifact.run import push_folder
 
     push_folder(arguments.folder, HubSettings(arguments.hub_model_id, arguments.private or None, arguments.revision))
     return 0

@@ -64,13 +64,13 @@ def main(args: argparse.Namespace) -> None:
     unshadow_libraries(__file__)
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    from fourstage.checkpoint import check_parent, opening
-    from fourstage.lineage import read_run
+    from fourstage.models.opening import opening
+    from fourstage.parent import check_parent, read_run
 
     check_parent(args.model)
     record = read_run(args.model)
     if args.tasks:
-        from fourstage.harness import measure_tasks
+        from fourstage.evaluation.lm_eval import measure_tasks
 
         former = former_row(args.model)
         tasks = former.get("tasks", {}) | measure_tasks(args, record)
@@ -112,7 +112,7 @@ def write_row(model: str, row: dict) -> None:
 
 def held_out(args, record: dict | None, model, stage: str, convert=None):
     """The rows to measure on, and says how many; not yet in memory."""
-    from fourstage.data import describe, held_out_rows
+    from fourstage.data.loading import describe, held_out_rows
 
     data_args = SimpleNamespace(**record["arguments"]["data"]) if record else None
     seed = record["seed"] if record else 0
@@ -130,8 +130,8 @@ def context_of(model) -> int:
 
 
 def measure_texts(args, record: dict | None, model, tokenizer) -> tuple[dict, list]:
-    from fourstage.metrics import bits_per_byte
-    from fourstage.rows import text_row
+    from fourstage.data.formats import text_row
+    from fourstage.evaluation.metrics import bits_per_byte
 
     field = "text" if args.dataset_name else settings_of(record).get("dataset_text_field", "text")
     rows = held_out(args, record, model, "pretrain", lambda row: text_row(row, field))
@@ -141,8 +141,8 @@ def measure_texts(args, record: dict | None, model, tokenizer) -> tuple[dict, li
 
 
 def measure_pairs(args, record: dict | None, model, tokenizer) -> tuple[dict, list]:
-    from fourstage.data import drop_overlong
-    from fourstage.preference import describe_report, measure, pair_tokens
+    from fourstage.data.lengths import drop_overlong, pair_tokens
+    from fourstage.evaluation.reward_model import describe_report, measure
 
     rows = held_out(args, record, model, "reward")
     longest = settings_of(record).get("max_length") or context_of(model)
@@ -154,7 +154,7 @@ def measure_pairs(args, record: dict | None, model, tokenizer) -> tuple[dict, li
 
 
 def measure_answers(args, record: dict | None, model, tokenizer) -> tuple[dict, list]:
-    from fourstage.metrics import score_answers
+    from fourstage.evaluation.metrics import score_answers
 
     rows = list(held_out(args, record, model, "sft"))
     metrics, answers = score_answers(model, tokenizer, rows, args.max_new_tokens)
@@ -164,9 +164,9 @@ def measure_answers(args, record: dict | None, model, tokenizer) -> tuple[dict, 
 def measure_problems(args, record: dict | None, model, tokenizer) -> tuple[dict, list]:
     from transformers import set_seed
 
-    from fourstage.data import problem_format
-    from fourstage.metrics import ProblemSettings, score_problems
-    from fourstage.rewards import load_reward_func
+    from fourstage.data.loading import problem_format
+    from fourstage.evaluation.metrics import ProblemSettings, score_problems
+    from fourstage.rl.rewards import load_reward_func
 
     if record and record["stage"] != "grpo" and not args.dataset_name:
         raise ValueError(f"{args.model} was not tuned on problems; name some with --dataset_name")

@@ -191,9 +191,9 @@ def duration(seconds: float) -> str:
 
 def measure(args: argparse.Namespace, folders: dict[int, Path], started: float, former: dict | None) -> dict:
     """stages.json: what every finished stage does with held-out items, on this machine, in this process."""
-    from fourstage.artifact import git_sha
-    from fourstage.checkpoint import weights_hash
+    from fourstage.artifact.run import git_sha
     from fourstage.demo import checks, table
+    from fourstage.parent import weights_hash
 
     paths = [folder / stage for folder in folders.values() for stage in STAGES if (folder / stage).is_dir()]
     measured = {str(path.relative_to(args.output_dir)): weights_hash(str(path)) for path in paths} | {"code": git_sha()}

@@ -17,16 +17,16 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
 
     from transformers import set_seed
 
-    from fourstage.adapters import adapter_config, finished_model
-    from fourstage.artifact import CleanRun, finish_run, record_data, start_run
-    from fourstage.data import describe, drop_overlong, fingerprint, load_prompts
+    from fourstage.artifact.progress import WriteCompletions, show_progress, show_summary
+    from fourstage.artifact.run import CleanRun, finish_run, record_data, start_run
+    from fourstage.data.lengths import drop_overlong, prompt_tokens
+    from fourstage.data.loading import describe, fingerprint, load_prompts
+    from fourstage.evaluation.generation import answer_questions
     from fourstage.launch import check_launch
-    from fourstage.metrics import answer_questions
-    from fourstage.model import load_causal_lm, load_tokenizer
+    from fourstage.models.adapters import adapter_config, finished_model
+    from fourstage.models.loading import load_causal_lm, load_tokenizer
     from fourstage.ppo import PPOTrainer
-    from fourstage.ppo.checks import prompt_tokens
-    from fourstage.progress import WriteCompletions, show_progress, show_summary
-    from fourstage.rewards import load_rewards
+    from fourstage.rl.rewards import load_rewards
 
     check_launch(training_args)
     tokenizer, repairs = load_tokenizer(model_args, chats=True)  # first: without a parent nothing is written

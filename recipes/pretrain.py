@@ -12,16 +12,18 @@ from fourstage.arguments import DataArguments, ModelArguments, PretrainConfig, p
 def main(data_args: DataArguments, training_args: PretrainConfig, model_args: ModelArguments) -> None:
     from transformers import set_seed
 
-    from fourstage.adapters import adapter_config, finished_model
-    from fourstage.artifact import CleanRun, finish_run, record_data, start_run
-    from fourstage.data import describe, fingerprint, load_texts, texts_of
+    from fourstage.artifact.progress import show_progress, show_summary
+    from fourstage.artifact.run import CleanRun, finish_run, record_data, start_run
+    from fourstage.data.loading import describe, fingerprint, load_texts, texts_of
+    from fourstage.evaluation.generation import continue_texts
     from fourstage.launch import check_launch
-    from fourstage.metrics import continue_texts
-    from fourstage.model import load_causal_lm, load_tokenizer, random_causal_lm, uses_scaled_init
-    from fourstage.pretrain import PretrainTrainer, bytes_per_token, fill_rates, packing_strategy
-    from fourstage.progress import show_progress, show_summary
-    from fourstage.sizing import parse_count
-    from fourstage.tokenizer import default_vocab_size, first_characters, train_tokenizer
+    from fourstage.models.adapters import adapter_config, finished_model
+    from fourstage.models.loading import load_causal_lm, load_tokenizer
+    from fourstage.models.random_init import random_causal_lm, uses_scaled_init
+    from fourstage.models.sizing import parse_count
+    from fourstage.models.tokenizer import default_vocab_size, first_characters, train_tokenizer
+    from fourstage.optim import fill_rates
+    from fourstage.pretraining import PretrainTrainer, bytes_per_token, packing_strategy
 
     check_launch(training_args)
     training_args.use_muon = training_args.use_muon and not model_args.use_peft  # adapters take AdamW

@@ -16,14 +16,15 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
     from transformers import set_seed
     from trl import RewardTrainer
 
-    from fourstage.adapters import adapter_config, finished_model, keep_head_type
-    from fourstage.artifact import CleanRun, finish_run, record_data, start_run
-    from fourstage.data import describe, drop_overlong, fingerprint, load_preferences
+    from fourstage.artifact.progress import show_progress, show_summary
+    from fourstage.artifact.run import CleanRun, finish_run, record_data, start_run
+    from fourstage.data.lengths import drop_overlong, pair_tokens
+    from fourstage.data.loading import describe, fingerprint, load_preferences
+    from fourstage.evaluation.reward_model import describe_report, longer_wins, measure
     from fourstage.launch import check_launch
-    from fourstage.lineage import is_base
-    from fourstage.model import load_reward_model, load_tokenizer
-    from fourstage.preference import describe_report, longer_wins, measure, pair_tokens
-    from fourstage.progress import show_progress, show_summary
+    from fourstage.models.adapters import adapter_config, finished_model, keep_head_type
+    from fourstage.models.loading import load_reward_model, load_tokenizer
+    from fourstage.parent import is_base
 
     check_launch(training_args)
     tokenizer, repairs = load_tokenizer(model_args, chats=True)  # first: without a parent nothing is written

@@ -15,16 +15,18 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     from transformers import set_seed
     from trl import SFTTrainer
 
-    from fourstage.adapters import adapter_config, complete_tied_head, finished_model
-    from fourstage.artifact import CleanRun, finish_run, record_data, start_run
-    from fourstage.data import conversation_tokens, describe, drop_overlong, fingerprint, load_conversations
+    from fourstage.artifact.progress import show_progress, show_summary
+    from fourstage.artifact.run import CleanRun, finish_run, record_data, start_run
+    from fourstage.data.lengths import conversation_tokens, drop_overlong
+    from fourstage.data.loading import describe, fingerprint, load_conversations
+    from fourstage.evaluation.generation import answer_questions
     from fourstage.launch import check_launch
-    from fourstage.lineage import is_base
-    from fourstage.metrics import answer_questions
-    from fourstage.model import check_fused_head, load_causal_lm, load_tokenizer
-    from fourstage.pretrain import MuonWithAdamW, parameter_groups
-    from fourstage.progress import show_progress, show_summary
-    from fourstage.repair import mark_generation
+    from fourstage.models.adapters import adapter_config, complete_tied_head, finished_model
+    from fourstage.models.fused_head import check_fused_head
+    from fourstage.models.loading import load_causal_lm, load_tokenizer
+    from fourstage.models.tokenizer import mark_generation
+    from fourstage.optim import MuonWithAdamW, parameter_groups
+    from fourstage.parent import is_base
 
     check_launch(training_args)
     if training_args.use_muon and model_args.use_peft:

@@ -14,7 +14,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from fourstage.tokenizer import train_tokenizer  # noqa: E402
+from fourstage.models.tokenizer import train_tokenizer  # noqa: E402
 
 datasets.disable_progress_bars()
 

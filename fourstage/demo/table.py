@@ -14,11 +14,11 @@ import psutil
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 from transformers.utils import logging
 
-from fourstage.artifact import git_sha
-from fourstage.checkpoint import read_record
+from fourstage.artifact.run import git_sha
 from fourstage.demo import measure
-from fourstage.metrics import standard_error
-from fourstage.model import random_causal_lm
+from fourstage.evaluation.metrics import standard_error
+from fourstage.models.random_init import random_causal_lm
+from fourstage.parent import read_record
 
 TITLES = {
     "random": "0 random weights",

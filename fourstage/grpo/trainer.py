@@ -8,13 +8,14 @@ from torch import nn
 from transformers import PreTrainedModel
 from trl import GRPOConfig, SyncRefModelCallback
 
-from fourstage.grpo.decoding import quick_generation
-from fourstage.ppo.batches import grouped_by_length, trimmed
-from fourstage.ppo.checks import check_head, check_prompts
-from fourstage.ppo.contract import check_attributes, check_batch, check_methods
-from fourstage.ppo.forward import base_model, frozen_copy, plain_head, plain_head_pays, positions
-from fourstage.ppo.rollouts import SaveAtRollouts, ignored_sampling_fields, plain_sampling
-from fourstage.rewards import prepare_rewards
+from fourstage.evaluation.generation import ignored_sampling_fields, plain_sampling
+from fourstage.rl.batches import grouped_by_length, trimmed
+from fourstage.rl.checks import check_head, check_prompts
+from fourstage.rl.decoding import quick_generation
+from fourstage.rl.forward import base_model, frozen_copy, plain_head, plain_head_pays, positions
+from fourstage.rl.rewards import prepare_rewards
+from fourstage.rl.rollouts import SaveAtRollouts
+from fourstage.rl.trl_contract import check_attributes, check_batch, check_methods
 
 # Losses of a micro-batch by what they are: sums over tokens, or means over rows. bnpo's is a mean over the tokens of
 # the micro-batch, which depends on the rows in it.
@@ -31,13 +32,13 @@ _TEXT_KEYS = {
 class GRPOTrainer(trl.GRPOTrainer):
     """TRL's GRPOTrainer (arXiv 2402.03300) with the same constructor, options and algorithm. What is different:
 
-    - rows that have ended leave the batch that generates, and equal prompts are read once (`fourstage.grpo.decoding`);
+    - rows that have ended leave the batch that generates, and equal prompts are read once (`fourstage.rl.decoding`);
     - micro-batches hold rows of like length and no column that only pads, where the loss allows it;
     - log-probabilities come from ordinary logits of the completion where that is quicker than TRL's fused head;
     - positions count real tokens: left-padded rows of models with learned positions (TRL issue 6800);
     - sampling settings in the model's generation_config are not followed, and printed;
     - checkpoints are taken between rollouts, so that a resumed run equals an uninterrupted one;
-    - rewards are looked at: as many as completions, finite or None (`fourstage.rewards`);
+    - rewards are looked at: as many as completions, finite or None (`fourstage.rl.rewards`);
     - the reference of a model built in memory is a copy of it, with beta above 0.
 
     Metrics are means over micro-batches, as in TRL; where rows are grouped by length, short completions weigh a little

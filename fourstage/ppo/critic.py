@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from trl.trainer.utils import disable_dropout_in_model, use_adapter
 
-from fourstage.checkpoint import opening
-from fourstage.ppo.forward import positions
-from fourstage.rewards import check_one_label
+from fourstage.models.opening import opening
+from fourstage.rl.forward import positions
+from fourstage.rl.rewards import check_one_label
 
 HEAD_FILE = "value_head.safetensors"
 ADAPTER = "value"

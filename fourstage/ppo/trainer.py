@@ -13,16 +13,17 @@ from transformers import PreTrainedModel, ProcessorMixin
 from trl import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
+from fourstage.evaluation.generation import ignored_sampling_fields, plain_sampling
 from fourstage.ppo import functional as F
-from fourstage.ppo.batches import Batch, grouped_by_length, loss_mask, trimmed
-from fourstage.ppo.checks import check_head, check_launch_supported, check_prompts
 from fourstage.ppo.config import PPOConfig
-from fourstage.ppo.contract import check_attributes, check_batch, check_methods
 from fourstage.ppo.critic import build_critic, prepare_critic
-from fourstage.ppo.forward import base_model, frozen_copy, plain_head, plain_head_pays, positions, whole
-from fourstage.ppo.rollouts import SaveAtRollouts, ignored_sampling_fields, plain_sampling
-from fourstage.rewards import prepare_rewards
-from fourstage.verifiers.plain import text_of
+from fourstage.rl.batches import Batch, grouped_by_length, loss_mask, trimmed
+from fourstage.rl.checks import check_head, check_launch_supported, check_prompts
+from fourstage.rl.forward import base_model, frozen_copy, plain_head, plain_head_pays, positions, whole
+from fourstage.rl.rewards import prepare_rewards
+from fourstage.rl.rollouts import SaveAtRollouts
+from fourstage.rl.trl_contract import check_attributes, check_batch, check_methods
+from fourstage.verifiers.text import text_of
 
 VALUE_FILE, VALUE_OPTIMIZER_FILE = "value_model.safetensors", "value_optimizer.pt"
 

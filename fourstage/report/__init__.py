@@ -11,9 +11,9 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
-from fourstage.report import numbers, words
+from fourstage.report import formatting, prose
 from fourstage.report.figures import CHARTS, draw
-from fourstage.report.reading import STAGES, Source, StageRun, cut, last_question, read_source, section
+from fourstage.report.load import STAGES, Source, StageRun, cut, last_question, read_source, section
 
 _LONGEST_SAMPLE = 600  # characters
 _MOST_PROMPTS = 40
@@ -47,8 +47,8 @@ def _page(source: Source) -> str:
     here = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(here), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        value=numbers.value, measured=numbers.measured, count=numbers.count, duration=numbers.duration,
-        operations=numbers.operations, sample=_sample, share=_share,
+        value=formatting.value, measured=formatting.measured, count=formatting.count, duration=formatting.duration,
+        operations=formatting.operations, sample=_sample, share=_share,
     )  # fmt: skip
     table = source.table or {"rows": [], "columns": []}
     rows = {row["stage"]: row for row in reversed(table["rows"])}
@@ -57,20 +57,20 @@ def _page(source: Source) -> str:
         source=source,
         table=table,
         has_table=source.table is not None,
-        parameters=max((numbers.finite(row.get("parameters")) or 0 for row in table["rows"]), default=None),
+        parameters=max((formatting.finite(row.get("parameters")) or 0 for row in table["rows"]), default=None),
         seeds=max((len(runs) for runs in source.runs.values()), default=0),
         question=_QUESTION,
         first_answers=next((p["answers"] for p in compared if p["prompt"].strip() == _QUESTION), []),
-        stages=[_stage(stage, source, rows, table["columns"]) for stage in words.STAGES if _is_told(stage, source)],
+        stages=[_stage(stage, source, rows, table["columns"]) for stage in prose.STAGES if _is_told(stage, source)],
         compared=compared[:_MOST_PROMPTS],
         left_out=max(0, len(compared) - _MOST_PROMPTS),
         kinds=_kinds(table.get("reward_model")),
-        limits=words.limits(table) if source.table else [],
+        limits=prose.limits(table) if source.table else [],
         lineage=[(run, settings(run), _origins(run)) for runs in source.runs.values() for run in runs],
     )
 
 
-def _is_told(stage: words.Stage, source: Source) -> bool:
+def _is_told(stage: prose.Stage, source: Source) -> bool:
     """A page on one run tells of its stage alone."""
     if not source.single:
         return True
@@ -78,7 +78,7 @@ def _is_told(stage: words.Stage, source: Source) -> bool:
     return stage.key == told
 
 
-def _stage(stage: words.Stage, source: Source, rows: dict[str, dict], columns: list[dict]) -> dict:
+def _stage(stage: prose.Stage, source: Source, rows: dict[str, dict], columns: list[dict]) -> dict:
     """What the page shows of one stage. Notes of the control stand with GRPO, which it belongs to."""
     keys = ("grpo", "control") if stage.key == "grpo" else (stage.key,)
     runs = [run for key in keys for run in source.runs.get(key, [])]
@@ -87,7 +87,7 @@ def _stage(stage: words.Stage, source: Source, rows: dict[str, dict], columns: l
     return {
         "about": stage,
         "was_run": bool(runs) or stage.key in rows,
-        "changes": words.changes(stage, columns, rows),
+        "changes": prose.changes(stage, columns, rows),
         "charts": [chart for chart in charts if chart],
         "settings": settings(own[0]) if own else [],
         "notes": [(run, note) for run in runs for note in run.notes],
@@ -105,17 +105,17 @@ def settings(run: StageRun) -> list[tuple[str, str]]:
     else:
         found = [pair for pair in found if pair[0] != "num_train_epochs"]
     batch = [training.get("per_device_train_batch_size"), training.get("gradient_accumulation_steps")]
-    rows = [numbers.finite(number) for number in (*batch, run.record.get("processes", 1))]
+    rows = [formatting.finite(number) for number in (*batch, run.record.get("processes", 1))]
     if None not in rows:
         found.insert(2, ("rows a step", f"{rows[0] * rows[1] * rows[2]:,.0f}"))
-    known = [(name, numbers.short(value)) for name, value in found if value not in (None, "", [])]
+    known = [(name, formatting.short(value)) for name, value in found if value not in (None, "", [])]
     metrics = section(run.record, "metrics")
     measured = [
-        ("parameters", numbers.count(run.record.get("parameters"))),
-        ("tokens", numbers.count(run.record.get("tokens"))),
-        ("training time", numbers.duration(metrics.get("train_runtime"))),
+        ("parameters", formatting.count(run.record.get("parameters"))),
+        ("tokens", formatting.count(run.record.get("tokens"))),
+        ("training time", formatting.duration(metrics.get("train_runtime"))),
     ]
-    return known + [pair for pair in measured if pair[1] != numbers.DASH]
+    return known + [pair for pair in measured if pair[1] != formatting.DASH]
 
 
 def _setting(run: StageRun, name: str) -> object:
@@ -148,7 +148,7 @@ def _compared(source: Source, rows: list[dict]) -> list[dict]:
     """Every prompt with the answers of all stages: from the stage table, without it from the runs' samples."""
     answers = [(row["stage"], row["title"], answer) for row in rows for answer in row.get("answers") or []]
     if not answers:
-        names = {stage.key: stage.name for stage in words.STAGES} | {"control": "Control"}
+        names = {stage.key: stage.name for stage in prose.STAGES} | {"control": "Control"}
         first = [runs[0] for stage, runs in source.runs.items() if runs and stage != "reward"]
         answers = [(run.stage, names[run.stage], sample) for run in first for sample in run.samples]
     prompts: dict[str, dict] = {}
@@ -175,5 +175,5 @@ def _sample(text: object) -> str:
 
 def _share(metric: object) -> str | None:
     """The length of the bar behind a share, in percent of its cell."""
-    mean = numbers.finite(metric.get("mean")) if isinstance(metric, dict) else None
+    mean = formatting.finite(metric.get("mean")) if isinstance(metric, dict) else None
     return None if mean is None else f"{100 * min(max(mean, 0), 1):.1f}%"

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fourstage.report.numbers import finite, value
-from fourstage.report.reading import StageRun
+from fourstage.report.formatting import finite, value
+from fourstage.report.load import StageRun
 
 _MOST_POINTS = 200
 # matplotlib needs real colours: each stands for a variable of the page's style sheet and is replaced by it.

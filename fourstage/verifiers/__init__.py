@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from fourstage.verifiers.arithmetic import equations, expression
+from fourstage.verifiers.latex import math
 from fourstage.verifiers.letters import final_letter
-from fourstage.verifiers.math import math
 from fourstage.verifiers.numerals import final_amount, gold_amount, lump
-from fourstage.verifiers.plain import TAIL, final_part, plain, text_of
+from fourstage.verifiers.text import TAIL, final_part, plain, text_of
 
 __all__ = ["exact", "number", "math", "choice", "countdown", "think_format", "length", "steps"]
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from fourstage.verifiers.numerals import NUMBER, lump
-from fourstage.verifiers.plain import plain
+from fourstage.verifiers.text import plain
 
 LENGTH = 500  # characters of an expression
 DEPTH = 20  # parentheses within parentheses

@@ -2,7 +2,7 @@
 
 import re
 
-from fourstage.verifiers.plain import final_part, plain
+from fourstage.verifiers.text import final_part, plain
 
 # The word A before a small letter is an article, unless one of these follows: "A is right".
 _LETTER = r"(?<![\w'-])([A-E])(?![\w'-])(?!\+)"

@@ -10,7 +10,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from fourstage.verifiers.plain import final_part, plain
+from fourstage.verifiers.text import final_part, plain
 
 DIGITS = 100  # of a number in all
 EXPONENT = 100  # of ten, either way, in 1.2e5

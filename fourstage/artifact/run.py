@@ -1,0 +1,364 @@
+"""What a stage leaves behind: the run folder, its run.json, and the rule by which a run is resumed."""
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from huggingface_hub import get_token
+from transformers import PreTrainedModel, TrainerCallback
+
+from fourstage.artifact.card import card_data, model_card, pushed_card
+from fourstage.artifact.hub import Hub, HubSettings, open_hub, take_settings
+from fourstage.artifact.lineage import lineage, named_data, summary
+from fourstage.artifact.upload import public_record
+from fourstage.models.adapters import check_adapters
+from fourstage.models.opening import dequantised
+from fourstage.parent import identify, is_gguf, read_record
+
+_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+# Settings that change what is written or where it runs, not what is learned: a run may be resumed with others.
+_NOT_IDENTITY = re.compile(
+    r"^(output_dir|resume_from_checkpoint|logging_.*|log_.*|report_to|run_name|project|trackio_.*|disable_tqdm|save_.*|"
+    r"eval_.*|per_device_eval_batch_size|max_eval_rows|dataloader_(?!drop_last).*|push_to_hub|hub_.*|.*_license|use_cpu|"
+    r"local_rank|ddp_.*|dataset_num_proc|skip_memory_metrics|debug|include_.*|do_.*)$"
+)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+@dataclass
+class Run:
+    """A started stage. `checkpoint` is the path to go on from, or None; `record` is what run.json holds; `hub` is where
+    the first process pushes it, if it does."""
+
+    folder: Path
+    record: dict
+    checkpoint: str | None
+    is_main: bool
+    hub: Hub | None = None
+    hub_settings: HubSettings | None = None
+
+    def write(self) -> None:
+        """Replaces run.json in one step, so that a cut-off write leaves the former one."""
+        if self.is_main:
+            temporary = self.folder / "run.json.tmp"
+            temporary.write_text(json.dumps(self.record, indent=1, default=str) + "\n", encoding="utf-8")
+            os.replace(temporary, self.folder / "run.json")
+
+
+class CleanRun(TrainerCallback):
+    """Every recipe's trainer has it: evaluating leaves the weights alone, checkpoints keep no secret and reach the Hub.
+
+    Data loaders and sampled answers draw from the random state that dropout draws from, so it is put back after an
+    evaluation: a run may then be resumed with other evaluations. training_args.bin is taken out of each checkpoint:
+    nothing reads that pickle, and it can hold a token.
+    """
+
+    def __init__(self, run: Run):
+        self.run, self._before = run, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._before = _random_state() if args.eval_on_start else None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_evaluate:
+            self._before = _random_state()
+
+    on_epoch_end = on_step_end
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self._before is not None:
+            cpu, gpu = self._before
+            torch.set_rng_state(cpu)
+            if gpu is not None:
+                torch.cuda.set_rng_state(gpu)
+        self._before = None
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            _drop_pickled_arguments(Path(args.output_dir))
+        PartialState().wait_for_everyone()  # each process has written its random state
+        if self.run.hub:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self.run.hub.push_checkpoint(self.run.folder, checkpoint, self.run.record)
+
+
+def start_run(stage: str, data_args, training_args, model_args, repairs: Sequence[str] = ()) -> Run:
+    """Opens the run folder `output_dir`, or finds that its run goes on or is done; checkpoints go below it.
+
+    All processes take the decision of the first. Sets `training_args.output_dir` to the folder's `checkpoints/`, and
+    where the parent is a GGUF file `model_args.model_name_or_path` to its dequantised copy in the folder's `base/`.
+    `repairs` says what was mended in the parent's tokenizer.
+    Raises:
+        ValueError: if the folder or the repository on the Hub holds other files, or a run with other settings (their
+            differences are named); if the run is to be pushed and cannot be.
+        SystemExit: with code 0, if this very run is finished.
+    """
+    check_adapters(model_args)
+    folder = Path(training_args.output_dir)
+    record = _new_record(stage, data_args, training_args, model_args)
+    settings, hub = take_settings(training_args), None  # after the record, which keeps them
+    process = PartialState()
+    answer = [None]
+    if process.is_main_process:
+        hub, answer = _open(folder, record, training_args.resume_from_checkpoint, settings)
+    kind, value = broadcast_object_list(answer)[0] if process.num_processes > 1 else answer[0]
+    if kind == "error":
+        raise ValueError(value)
+    if kind == "finished":
+        process.print(value)
+        raise SystemExit(0)
+    if not process.is_main_process:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (one process tells the user; errors go to stderr)
+    training_args.output_dir = str(folder / "checkpoints")
+    run = Run(folder, record, value, process.is_main_process, hub, settings)
+    if run.is_main:
+        former = read_record(folder)
+        record["data"] = former.get("data") if former and _identity(former) == _identity(record) else None
+        folder.mkdir(parents=True, exist_ok=True)
+    record["tokenizer_repairs"] = list(repairs)
+    run.write()
+    if value:
+        process.print(f"Resuming {folder} from {Path(value).name}")
+    if is_gguf(model_args.model_name_or_path or ""):
+        with process.main_process_first():
+            model_args.model_name_or_path = str(dequantised(model_args.model_name_or_path, folder / "base"))
+    return run
+
+
+def record_data(run: Run, fingerprints: dict[str, str]) -> None:
+    """Notes what data the run reads; a resumed run must read the same.
+
+    Raises:
+        ValueError: if the data changed since the run began.
+    """
+    before = run.record.get("data")
+    if before and before != fingerprints:
+        raise ValueError(
+            f"{run.folder}: the data changed since this run began ({before} -> {fingerprints}); "
+            "bring the old data back, or choose another --output_dir"
+        )
+    run.record["data"] = fingerprints
+    run.write()
+
+
+def finish_run(run: Run, trainer, model: PreTrainedModel, samples: list[dict], metrics: dict) -> None:
+    """Writes the finished stage: weights, tokenizer, samples, trainer state, card; then says so, and pushes it if it is
+    to be pushed.
+
+    `model` is what `adapters.finished_model` gave. The folder loads as it is with AutoTokenizer and
+    AutoModelForCausalLM, a reward model's with AutoModelForSequenceClassification. A run is
+    `finished` only after all is there.
+    """
+    state_dict = None
+    if model is trainer.accelerator.unwrap_model(trainer.model):
+        state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every process takes part
+    if not run.is_main:
+        return
+    model.save_pretrained(run.folder, state_dict=state_dict)
+    _drop_pickled_arguments(run.folder)
+    _save_tokenizer(trainer.processing_class, run)
+    trainer.state.save_to_json(str(run.folder / "trainer_state.json"))
+    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
+    (run.folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+    run.record.update(
+        status="finished",
+        finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        parameters=model.num_parameters(),
+        tokens=trainer.state.num_input_tokens_seen,
+        steps=trainer.state.global_step,
+        learning_rate=trainer.args.learning_rate,
+        metrics=metrics,
+    )
+    (run.folder / "README.md").write_text(model_card(run.record, samples), encoding="utf-8")
+    run.write()
+    if run.hub:
+        try:
+            push_run(run.folder, run.record, run.hub)
+        except ValueError as error:  # all is on disk: the Hub can have it later
+            print(f"warning: not pushed: {error}", file=sys.stderr)
+            print(f"push it later with: {run.hub_settings.push_command(run.folder)}", flush=True)
+
+
+def push_run(folder: Path, record: dict, hub: Hub) -> None:
+    """Uploads a finished stage, and notes in its run.json where it is.
+
+    Raises:
+        ValueError: of one line, if the Hub does not take it.
+    """
+    hub.push_finished(folder, record, pushed_card(folder, record, hub.repo_id))
+    Run(folder, record, None, True).write()
+
+
+def _new_record(stage: str, data_args, training_args, model_args) -> dict:
+    parent = model_args.model_name_or_path
+    scorer = getattr(training_args, "reward_model_name_or_path", None)
+    arguments = {
+        "data": dataclasses.asdict(data_args),
+        "training": training_args.to_dict(),
+        "model": dataclasses.asdict(model_args),
+    }
+    return {
+        "status": "running",
+        "stage": stage,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": _redact(shlex.join(["accelerate", "launch", *sys.argv])),
+        "seed": training_args.seed,
+        "git_sha": git_sha(),
+        "processes": PartialState().num_processes,
+        "versions": {"fourstage": version("fourstage"), **{name: version(name) for name in _LIBRARIES}},
+        "parent": identify(parent, model_args.model_revision),
+        "reward_model": identify(scorer),
+        "lineage": lineage(parent, model_args.model_revision),
+        "rewarded_by": summary(scorer),
+        "datasets": named_data(data_args),
+        "data": None,
+        "arguments": json.loads(_redact(json.dumps(arguments, default=str))),
+    }
+
+
+def _open(folder: Path, record: dict, resume: str | None, settings: HubSettings | None) -> tuple[Hub | None, list]:
+    """The Hub, if the run is pushed, and the answer of `_decide` in a list; a checkpoint on the Hub is fetched where
+    the folder has none."""
+    decision = _decide(folder, record, resume)
+    if settings and decision[0] == "finished" and not (read_record(folder) or {}).get("hub"):
+        return None, [("finished", f"{decision[1]}; it is not on the Hub: {settings.push_command(folder)}")]
+    if settings is None or decision[0] != "start":
+        return None, [decision]
+    try:
+        hub = open_hub(settings, folder, card_data(record).to_yaml())
+        there = hub.record()
+        if there:
+            refuse_another_run(hub, there, record)
+        if there and there["status"] == "finished":
+            fetch = f"hf download {hub.repo_id} --revision {hub.revision} --local-dir {folder}"
+            return None, [("finished", f"{hub.url} holds this run, finished ({there['finished']}); fetch it: {fetch}")]
+        if there and decision[1] is None and resume in (None, "auto"):
+            folder.mkdir(parents=True, exist_ok=True)
+            if hub.restore(folder):
+                former = {**record, "data": there["data"], "processes": there["processes"]}
+                Run(folder, former, None, True).write()
+                decision = _decide(folder, record, resume)
+    except ValueError as error:
+        return None, [("error", str(error))]
+    return hub, [decision]
+
+
+def refuse_another_run(hub: Hub, there: dict, record: dict) -> None:
+    """Raises ValueError, with the differences, if the repository's run.json is of another run than `record`."""
+    differences = _differences(_identity(there), _identity(public_record(record)))
+    if differences:
+        raise ValueError(
+            f"hub_model_id={hub.repo_id} (branch {hub.revision}) holds another run: {'; '.join(differences)}; choose "
+            "another --hub_model_id, or a branch of its own with --hub_revision"
+        )
+
+
+def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | None]:
+    """("start", checkpoint or None), ("finished", message) or ("error", message)."""
+    former = read_record(folder)
+    if former is None:
+        if folder.is_dir() and any(folder.iterdir()):
+            return "error", f"output_dir={folder} holds files that are no fourstage run; choose another --output_dir"
+        return "start", None if resume in (None, "auto") else resume
+    differences = _differences(_identity(former), _identity(record))
+    if differences and {path.name for path in folder.iterdir()} == {"run.json"}:
+        return "start", None  # it failed before it had a trainer: a mended command may take the folder
+    if differences:
+        return "error", (
+            f"output_dir={folder} holds another run: {'; '.join(differences)}; choose another --output_dir"
+        )
+    if former["status"] == "finished":
+        return "finished", f"{folder} is finished ({former['finished']}); nothing to do"
+    if former["processes"] != record["processes"]:
+        return "error", (
+            f"{folder} ran with {former['processes']} processes, now {record['processes']}, another number of rows a "
+            f"step; resume it with --num_processes {former['processes']}, or choose another --output_dir"
+        )
+    return "start", _last_checkpoint(folder) if resume in (None, "auto") else resume
+
+
+def _identity(record: dict) -> dict:
+    flat = {f: v for group in record["arguments"].values() for f, v in group.items() if not _NOT_IDENTITY.match(f)}
+    return {**{key: record.get(key) for key in ("stage", "parent", "reward_model")}, **flat}
+
+
+def _differences(old: dict, new: dict) -> list[str]:
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in keys]
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint: the trainer writes trainer_state.json last, so a cut-off one has none or a part."""
+    states = folder.glob("checkpoints/checkpoint-*/trainer_state.json")
+    for state in sorted(states, key=lambda path: int(path.parent.name.split("-")[1]), reverse=True):
+        try:
+            json.loads(state.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        return str(state.parent)
+    return None
+
+
+def _random_state() -> tuple:
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+
+def _drop_pickled_arguments(folder: Path) -> None:
+    for file in folder.rglob("training_args.bin"):
+        file.unlink()
+
+
+def _save_tokenizer(tokenizer, run: Run) -> None:
+    """Copies the files of a parent that is a run byte for byte, so that a chain has one tokenizer."""
+    parent = None if run.record["arguments"]["model"]["tokenizer_name"] else run.record["parent"]
+    is_run = parent and read_record(parent["path"])
+    files = [Path(parent["path"]) / name for name in _TOKENIZER_FILES] if is_run else []
+    if any(file.name == "tokenizer.json" and file.is_file() for file in files):
+        for file in (f for f in files if f.is_file()):
+            (run.folder / file.name).write_bytes(file.read_bytes())
+    else:
+        tokenizer.save_pretrained(run.folder)
+
+
+def git_sha() -> str | None:
+    here = Path(__file__).parent
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def _redact(text: str) -> str:
+    if token := get_token():  # whatever its form
+        text = text.replace(token, "hf_***")
+    return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", text)
+
+
+def push_folder(folder: Path, settings: HubSettings) -> None:
+    """Uploads the folder to the repository of `settings`; by default to where it went, or was to go, before.
+
+    Raises:
+        ValueError: of one line, if the folder holds no finished stage or the repository another run, and if the Hub
+            does not take it.
+    """
+    record = read_record(str(folder.resolve()))
+    if record is None or record["status"] != "finished":
+        way = f"finish it with: {record['command']}" if record else "give the folder that a recipe finished"
+        raise ValueError(f"{folder} holds no finished stage; {way}")
+    before, given = record.get("hub") or {}, record["arguments"]["training"]
+    settings.model_id = settings.model_id or before.get("repo_id") or given.get("hub_model_id")
+    settings.revision = settings.revision or before.get("revision") or given.get("hub_revision")
+    hub = open_hub(settings, folder, card_data(record).to_yaml())
+    if there := hub.record():
+        refuse_another_run(hub, there, record)
+    push_run(folder, record, hub)

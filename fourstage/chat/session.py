@@ -1,0 +1,241 @@
+"""A model that talks: opened from whatever it is, its text as it comes, and nothing of it that a terminal obeys."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jinja2 import TemplateError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging
+
+from fourstage.models.opening import load_gguf_tokenizer, opening
+from fourstage.parent import check_parent, is_gguf, read_record
+
+# C0 and C1 but tab and line feed, marks that turn the direction of text, line separators, lone surrogates.
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+# field -> (type, whether a value is allowed, what is)
+_FIELDS = {
+    "temperature": (float, lambda x: x == 0 or 0.01 <= x <= 100, "0 (the likeliest token), or 0.01 to 100"),
+    "top_p": (float, lambda x: 0 < x <= 1, "above 0, at most 1 (all tokens)"),
+    "top_k": (int, lambda x: x >= 0, "0 (all tokens) or more"),
+    "max_new_tokens": (int, lambda x: x >= 1, "1 or more"),
+}
+
+
+def visible(text: str) -> str:
+    """The text with what a terminal would obey written out: ESC becomes `\\x1b`, a carriage return `\\r`."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def escaped_json(row: dict) -> str:
+    """One line of JSON in which such characters are escapes, so that `cat` of it is harmless too."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(row, ensure_ascii=False))
+
+
+def note(text: str) -> None:
+    """One line for the person, on stderr: stdout holds what was asked and answered alone."""
+    print(visible(" ".join(text.split())), file=sys.stderr, flush=True)
+
+
+@dataclass
+class Sampling:
+    """How tokens are drawn. Temperature 0 takes the likeliest; top_p 1 and top_k 0 leave all of them in."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+
+    def __post_init__(self):
+        for name in _FIELDS:
+            self.set(name, getattr(self, name))
+
+    def set(self, name: str, value: str | float) -> None:
+        """Sets a field; raises ValueError naming the fields there are, or the values that it takes."""
+        if name not in _FIELDS:
+            raise ValueError(f"{name!r} is no sampling setting; choose from {', '.join(_FIELDS)}")
+        kind, is_allowed, allowed = _FIELDS[name]
+        try:
+            number = kind(value)
+        except ValueError:
+            number = None
+        if number is None or not is_allowed(number):
+            raise ValueError(f"{name}={value} must be {allowed}")
+        setattr(self, name, number)
+
+    def config(self, room: int) -> GenerationConfig:
+        """For `generate`, with at most `room` new tokens. A field left open would take transformers' own default."""
+        longest = min(self.max_new_tokens, room)
+        if self.temperature == 0:
+            return GenerationConfig(do_sample=False, max_new_tokens=longest)
+        chosen = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        return GenerationConfig(do_sample=True, max_new_tokens=longest, **chosen)
+
+
+@dataclass
+class Speaker:
+    """An opened model. `chats`: it gets turns in its chat template, else bare text that it continues."""
+
+    name: str
+    stage: str | None
+    chats: bool
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def context(self) -> int:
+        """Tokens that it can read, prompt and answer together; practically endless if its configuration has none."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+    @property
+    def stops(self) -> list[int]:
+        return self.model.generation_config.eos_token_id
+
+    def describe(self) -> str:
+        """What it is, in one line."""
+        parts = [self.stage] if self.stage else []
+        parts += [self.model.config.model_type, f"{self.model.num_parameters():,} parameters"]
+        parts += [str(self.model.dtype).removeprefix("torch."), self.model.device.type]
+        does = "it chats" if self.chats else "it continues text, and does not answer"
+        return f"{self.name}: {', '.join(parts)}; {does}"
+
+
+def open_speaker(
+    name: str,
+    revision: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    continues: bool = False,
+) -> Speaker:
+    """Opens a run folder, a saved model, a Hub id or a GGUF file, on the accelerator if there is one.
+
+    It chats if its tokenizer has a chat template, but for a base model of fourstage, whose template was never trained
+    on, and where `continues` is asked for. Sampling settings of its own generation_config are dropped: `generate` would
+    take them for every field left open.
+    Raises:
+        ValueError: in one line: missing or unfinished, pickles, remote code, no network, a reward model.
+    """
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    hub = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    if is_gguf(name):
+        tokenizer = load_gguf_tokenizer(name)
+        source, options = str(Path(name).parent), {"gguf_file": Path(name).name}
+    elif is_reward_model(name, **hub):
+        raise ValueError(f"{name} is a reward model: it scores answers and writes none; give it to `fourstage compare`")
+    else:
+        with opening(name):
+            tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+        source, options = name, {"use_safetensors": True, **hub}
+    with opening(name):
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+    model = model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
+    model.generation_config = _plain_config(model, tokenizer)
+    stage = (read_record(name) or {}).get("stage")
+    chats = tokenizer.chat_template is not None and stage != "pretrain" and not continues
+    return Speaker(name, stage, chats, model, tokenizer)
+
+
+def is_reward_model(name: str, **options) -> bool:
+    """Whether the folder or Hub id holds a sequence classifier; raises ValueError as `open_speaker` does."""
+    check_parent(name)
+    with opening(name):
+        config = AutoConfig.from_pretrained(name, **options)
+    return any("ForSequenceClassification" in kind for kind in config.architectures or [])
+
+
+def _plain_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Where the model stops, and nothing else: at its own end tokens, and at the tokenizer's."""
+    own = model.generation_config.eos_token_id
+    stops = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+    pad = next((i for i in (tokenizer.pad_token_id, *sorted(stops)) if i is not None), 0)
+    return GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(stops), pad_token_id=pad)
+
+
+def chat_ids(speaker: Speaker, turns: list[dict]) -> list[int]:
+    """Token ids of the turns in the chat template, up to where the answer begins; ValueError if it refuses them."""
+    try:
+        return speaker.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+    except TemplateError as error:
+        raise ValueError(f"the chat template of {speaker.name} refuses this conversation: {error}") from None
+
+
+def text_ids(speaker: Speaker, text: str) -> list[int]:
+    """Token ids of bare text that goes on: no end token stands behind it, and there is at least one to go on from."""
+    ids = speaker.tokenizer(text, verbose=False)["input_ids"]
+    while ids and ids[-1] in speaker.stops and ids[-1] != speaker.tokenizer.bos_token_id:
+        ids = ids[:-1]
+    begin = speaker.tokenizer.bos_token_id
+    return ids or [speaker.stops[0] if begin is None else begin]
+
+
+class Stream(BaseStreamer):
+    """The text of `generate`, handed to `write` token by token; only unfinished characters are kept back.
+
+    (transformers' TextStreamer keeps each word back until the next has begun.) `text` is all of it so far, `tokens`
+    how many, `stopped` whether the model ended it, `interrupted` whether Ctrl-C did. Special tokens are no text.
+    """
+
+    def __init__(self, speaker: Speaker, write: Callable[[str], object]):
+        self.tokenizer, self.stops, self.write = speaker.tokenizer, speaker.stops, write
+        self.text, self.tokens, self.stopped, self.interrupted = "", 0, False, False
+        self._ids: list[int] = []
+        self._first = self._read = 0  # the tokens between them, written already, tell how the next is spelt
+        self._is_prompt = True
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt first, of which nothing is written, then tokens."""
+        if self._is_prompt:
+            self._is_prompt = False
+            return
+        ids = value.flatten().tolist()
+        self.tokens += len(ids)
+        self.stopped = self.stopped or any(i in self.stops for i in ids)
+        self._ids += [i for i in ids if i not in self.stops]
+        self._hand_on(final=False)
+
+    def end(self) -> None:
+        """Writes what was kept back."""
+        self._hand_on(final=True)
+
+    def _hand_on(self, final: bool) -> None:
+        before, after = self._decode(self._ids[self._first : self._read]), self._decode(self._ids[self._first :])
+        if final or not after.endswith("\ufffd"):
+            new = after[len(before) :]
+            self._first, self._read = self._read, len(self._ids)
+            self.text += new
+            self.write(new)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@torch.no_grad()
+def speak(speaker: Speaker, ids: list[int], sampling: Sampling, write: Callable[[str], object] = len) -> Stream:
+    """Generates what follows `ids`, at most to the end of the context, handing the text to `write` as it comes.
+
+    Ctrl-C stops it: the Stream has what was said so far, and `interrupted`.
+    """
+    stream = Stream(speaker, write)
+    inputs = torch.tensor([ids], device=speaker.model.device)
+    options = {"attention_mask": torch.ones_like(inputs), "streamer": stream}
+    try:
+        speaker.model.generate(inputs, generation_config=sampling.config(speaker.context - len(ids)), **options)
+    except KeyboardInterrupt:
+        stream.interrupted = True
+        stream.end()
+    return stream

@@ -1,0 +1,177 @@
+"""Text from a model and the cost of text to it: greedy or sampled, by plain settings alone."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+BASE_PROMPTS = ("Once upon a time", "The old man looked at the sea and", "What is an LLM?", "In the morning")
+CHAT_PROMPTS = (
+    "What is an LLM?",
+    "What is the capital of France?",
+    "What is the plural of mouse?",
+    "Write a sentence about the sea.",
+)
+
+
+@torch.no_grad()
+def text_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, window: int) -> float:
+    """Cost of a text in nats: the sum of -log p over its tokens.
+
+    The tokens, after a begin token (the end token where a tokenizer has no other), are read in consecutive windows of
+    `window` tokens: a window's inputs x[i:i+window] predict x[i+1:i+window+1], so each token is scored exactly once.
+    """
+    model.eval()
+    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    ids = torch.tensor(
+        [begin, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]], device=model.device
+    )
+    total = 0.0
+    starts = range(0, len(ids) - 1, window)
+    for first in range(0, len(starts), 16):  # batches of 16 windows; the last window may be shorter
+        chunk = [ids[i : i + window + 1] for i in starts[first : first + 16]]
+        rows = torch.nn.utils.rnn.pad_sequence(chunk, batch_first=True)
+        scored = torch.arange(window, device=ids.device)[None] < torch.tensor([[len(c) - 1] for c in chunk]).to(ids)
+        scored = scored[:, : rows.shape[1] - 1]
+        logits = model(input_ids=rows[:, :-1], use_cache=False).logits.float()
+        nats = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").view_as(scored)
+        total += nats[scored].double().sum().item()
+    return total
+
+
+@torch.no_grad()
+def generate(
+    model, tokenizer, prompts: Sequence[list[int]], max_new_tokens: int, temperature: float = 0.0, batch_size: int = 32
+) -> list[list[int]]:
+    """New token ids for prompts of ids, in their order; a completion that ends by itself ends with the end token.
+
+    Greedy for temperature 0. Sampling fields of the model's own generation_config are not used. Nothing goes past the
+    model's context; a prompt that fills it gets no completion.
+    """
+    model.eval()
+    stops = stop_ids(model)
+    pad = tokenizer.pad_token_id or 0  # masked, so any id serves
+    options = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    config = GenerationConfig(eos_token_id=stops or None, pad_token_id=pad, **options)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding within a batch
+    completions: list[list[int]] = [[] for _ in prompts]
+    with _generating_by(config, model) as run:
+        for first in range(0, len(order), batch_size):
+            chosen = order[first : first + batch_size]
+            longest = len(prompts[chosen[-1]])
+            config.max_new_tokens = min(max_new_tokens, context - longest)  # learned positions end there
+            if config.max_new_tokens <= 0:
+                continue
+            ids = torch.tensor([[pad] * (longest - len(prompts[i])) + prompts[i] for i in chosen])
+            mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen])
+            output = run(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+            for i, row in zip(chosen, output[:, longest:].tolist(), strict=True):
+                end = next((at + 1 for at, token in enumerate(row) if token in stops), len(row))
+                completions[i] = row[:end]
+    return completions
+
+
+@torch.no_grad()
+def sequence_log_probs(
+    model, prompts: Sequence[list[int]], completions: Sequence[list[int]], batch_size: int = 64
+) -> list[float]:
+    """Log-probability in nats of each completion of ids after its prompt, at temperature 1, its end token included.
+
+    The mean difference between a model's and another's, over completions that the first has sampled, is an unbiased
+    estimate of the KL divergence in nats a completion.
+    """
+    model.eval()
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i]))
+    sums = [0.0] * len(prompts)
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        rows = [torch.tensor(prompts[i] + completions[i], device=model.device) for i in chosen]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # behind the last token, which no token sees
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        logps = -F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(chosen), -1)
+        for i, row in zip(chosen, logps, strict=True):
+            start = len(prompts[i]) - 1
+            sums[i] = row[start : start + len(completions[i])].sum().item()
+    return sums
+
+
+def stop_ids(model) -> list[int]:
+    """The ids that end an answer, by the model's generation_config; empty where it names none."""
+    eos = model.generation_config.eos_token_id
+    return eos if isinstance(eos, list) else [] if eos is None else [eos]
+
+
+@contextmanager
+def _generating_by(config: GenerationConfig, model) -> Iterator[Callable]:
+    """The model's `generate` by `config` alone: what is None in it would else be filled from the model's own."""
+    if hasattr(model, "get_base_model"):  # an adapter lies in the base model's own layers
+        model = model.get_base_model()
+    with plain_sampling(model):
+        yield partial(model.generate, generation_config=config)
+
+
+def continue_texts(model, tokenizer, prompts: Sequence[str] = BASE_PROMPTS, max_new_tokens: int = 48) -> list[dict]:
+    """How a base model goes on from fixed beginnings, greedily: rows for samples.jsonl."""
+    ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    done = generate(model, tokenizer, ids, max_new_tokens)
+    texts = tokenizer.batch_decode(done, skip_special_tokens=True)
+    return [{"prompt": p, "completion": text} for p, text in zip(prompts, texts, strict=True)]
+
+
+def answer_questions(
+    model,
+    tokenizer,
+    prompts: Sequence = CHAT_PROMPTS,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    begin: str = "",
+    batch_size: int = 32,
+) -> list[dict]:
+    """Answers through the chat template, greedy for temperature 0, with `tokens` (their number) and `stopped` (ended
+    by itself).
+
+    `prompts` are questions, or lists of turns that end with the user's. `begin` is how every answer must begin: the
+    model goes on from it, and it is part of the completion.
+    """
+    turns = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+    ids = [tokenizer.apply_chat_template(t, add_generation_prompt=True, return_dict=True)["input_ids"] for t in turns]
+    begun = tokenizer(begin, add_special_tokens=False)["input_ids"] if begin else []
+    done = generate(model, tokenizer, [row + begun for row in ids], max_new_tokens, temperature, batch_size)
+    texts = tokenizer.batch_decode(done, skip_special_tokens=True)
+    stops = stop_ids(model)
+    return [
+        {"prompt": p, "completion": begin + text, "tokens": len(row), "stopped": bool(row) and row[-1] in stops}
+        for p, text, row in zip(prompts, texts, done, strict=True)
+    ]
+
+
+_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+# What of a generation_config does not touch the probabilities that tokens are drawn from.
+_HARMLESS = (*_IDS, "use_cache", "output_attentions", "output_hidden_states", "transformers_version", "max_length")
+
+
+@contextmanager
+def plain_sampling(model: PreTrainedModel) -> Iterator[None]:
+    """Within it `generate` knows the trainer's own sampling settings only: the model's would fill those left open, and
+    the policy would not be sampled from the probabilities that it is trained on."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig(**{name: getattr(own, name) for name in _IDS})
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def ignored_sampling_fields(model: PreTrainedModel) -> dict[str, Any]:
+    """What the model's generation_config says about sampling and rollouts do not follow.
+
+    Example: {"temperature": 0.6, "top_p": 0.9}.
+    """
+    fields = model.generation_config.to_diff_dict()
+    return {name: value for name, value in fields.items() if name not in _HARMLESS and not name.startswith("_")}

@@ -1,0 +1,134 @@
+"""Opens what a model name stands for, a Hub id, a folder or a GGUF file; whatever is wrong takes one line."""
+
+import os
+import re
+import shutil
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fourstage.parent import is_gguf
+
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
+
+
+@contextmanager
+def opening(name: str) -> Iterator[None]:
+    """Within it, what goes wrong with a model's or tokenizer's files is a ValueError of one line that names the fix.
+
+    Of the dozen types that transformers and huggingface_hub raise the cause is told by the type where there is one,
+    else by the words of the message (transformers 5.23).
+    """
+    try:
+        yield
+    except (OSError, ValueError, ImportError, HfHubHTTPError, SafetensorError, struct.error) as error:
+        raise ValueError(f"{name}: {_reason(name, error)}") from error
+
+
+def _reason(name: str, error: BaseException) -> str:
+    kinds, text = tuple(type(e) for e in _causes(error)), " ".join(str(error).split())
+
+    def caused_by(*wanted: type) -> bool:
+        return any(issubclass(kind, wanted) for kind in kinds)
+
+    if "trust_remote_code" in text:
+        return (
+            "this architecture is code in the model's own repository, which is not run unasked; read it, then give "
+            "--trust_remote_code true"
+        )
+    if caused_by(GatedRepoError) or "gated repo" in text:
+        return "a gated repository; ask for access on its page, then run `hf auth login` or set HF_TOKEN"
+    if caused_by(RevisionNotFoundError) or "is not a valid git identifier" in text:
+        return "the repository has no such revision; choose another --model_revision"
+    if caused_by(RepositoryNotFoundError) or "is not a valid model identifier" in text:
+        return (
+            "no such folder, and no such repository on the Hub, or a private one: check the spelling, or run "
+            "`hf auth login`"
+        )
+    if _has_pickles_only(name):
+        return (
+            "its weights are pickles, which can run code, and are not opened; make safetensors of them where you "
+            "trust them: load it in transformers with weights_only=True and save_pretrained"
+        )
+    if "model.safetensors" in text:
+        return "no safetensors weights found in it; pickles are not opened, as they can run code"
+    if caused_by(SafetensorError, struct.error) or (is_gguf(name) and re.search("cannot reshape|empty file", text)):
+        return f"a file of it is broken or cut off ({text[:200]}); fetch or make it again"
+    if Path(name).exists():
+        return text[:400]
+    if caused_by(OfflineModeIsEnabled) or os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "ON", "YES"):
+        return "not on this machine, and offline mode is on (HF_HUB_OFFLINE); unset it, or give the path of a folder"
+    if caused_by(ConnectionError) or "couldn't connect" in text:
+        return "the Hub cannot be reached and it is not in the cache; check the network, or give the path of a folder"
+    return text[:400]
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _has_pickles_only(name: str) -> bool:
+    folder = Path(name)
+    return any((folder / file).is_file() for file in _PICKLES) and not list(folder.glob("*.safetensors"))
+
+
+def loading_options(model_args: Any) -> dict[str, Any]:
+    """What every `from_pretrained` gets: the revision, and remote code only if it was asked for."""
+    return {"revision": model_args.model_revision, "trust_remote_code": model_args.trust_remote_code}
+
+
+def load_gguf_tokenizer(path: str):
+    """The tokenizer and chat template that a GGUF file holds."""
+    with _gguf(path) as (folder, file):
+        return AutoTokenizer.from_pretrained(folder, gguf_file=file)
+
+
+def dequantised(path: str, folder: Path) -> Path:
+    """Writes the model of a GGUF file into `folder`, as float32 safetensors with its tokenizer; returns the folder.
+
+    The weights are those that llama.cpp computes with: what quantisation lost stays lost. Done once: a folder that is
+    there is kept.
+    """
+    if folder.is_dir():
+        return folder
+    print(f"{path}: dequantised to {folder}, float32", flush=True)
+    with _gguf(path) as (parent, file):
+        model = AutoModelForCausalLM.from_pretrained(parent, gguf_file=file, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=file)
+    del model.config.quantization_config  # says that the weights are GGUF's, and saving would be refused
+    plain = type(model)(model.config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.generation_config = model.generation_config
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    plain.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    temporary.rename(folder)
+    return folder
+
+
+@contextmanager
+def _gguf(path: str) -> Iterator[tuple[str, str]]:
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"{path}: no such GGUF file; fetch it with `hf download OWNER/NAME {file.name} --local-dir .`")
+    if not find_spec("gguf"):
+        raise ValueError(f'{path}: GGUF files need the extra gguf: pip install -e ".[gguf]" -c constraints.txt')
+    with opening(path):
+        yield str(file.parent), file.name

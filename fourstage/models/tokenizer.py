@@ -1,0 +1,194 @@
+"""Trains a byte-level BPE tokenizer that speaks chat from the start."""
+
+import math
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from trl.chat_template_utils import has_generation_markers
+
+PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
+SPECIAL_TOKENS = [PAD, BOS, EOS, "<|system|>", "<|user|>", "<|assistant|>"]
+CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
+
+# Sizes are multiples of 128 so that the embedding is a shape that matrix hardware likes: 256 bytes and the special
+# tokens need at least three of them.
+MULTIPLE = 128
+MINIMUM_SIZE = math.ceil((256 + len(SPECIAL_TOKENS)) / MULTIPLE) * MULTIPLE
+
+
+def default_vocab_size(num_parameters: int) -> int:
+    """The power of two nearest to sqrt(parameters), so that embeddings stay a modest share of a small model.
+
+    Example: 1M -> 1024, 10M -> 4096, 125M -> 8192, 1B -> 32768.
+    """
+    size = 2 ** round(math.log2(math.sqrt(num_parameters)))
+    return min(max(size, 512), 131_072)
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Raises ValueError unless `vocab_size` is a multiple of 128 that holds every byte and special token."""
+    if vocab_size < MINIMUM_SIZE or vocab_size % MULTIPLE:
+        raise ValueError(
+            f"vocab_size={vocab_size} must be a multiple of {MULTIPLE} and at least {MINIMUM_SIZE} (256 bytes and "
+            f"{len(SPECIAL_TOKENS)} special tokens); the nearest is "
+            f"--vocab_size {max(MINIMUM_SIZE, round(vocab_size / MULTIPLE) * MULTIPLE)}"
+        )
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
+    """Trains byte-level BPE on `texts` (read once, as a stream): any Unicode text survives a round trip.
+
+    Digits are split singly, as numbers then have one spelling. A corpus too small for `vocab_size` merges gives the
+    next smaller multiple of 128 that it fills, topped up with reserved tokens: vocabulary and embedding are equal.
+
+    Args:
+        texts: documents. vocab_size: entries, special and reserved ones included. max_length: context, in tokens.
+    Raises:
+        ValueError: if `vocab_size` is no multiple of 128 or too small for the bytes.
+    """
+    check_vocab_size(vocab_size)
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    bpe.add_special_tokens([f"<|reserved_{i}|>" for i in range(-bpe.get_vocab_size() % MULTIPLE)])
+    # Plain text begins a document; the end of a document is TRL's to add, as it does for every trained text.
+    bpe.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bpe.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+# Contractions, digits, spaces, line ends and a mark of the template: where the splits of tokenizers differ.
+_PROBE = "It's the dog's 1,234th bone.  A caf\u00e9!\n\n  x = 'y';\tI'LL <|user|>go..."
+
+
+def check_reload(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Raises ValueError if the folder of a model with this `config` would load another tokenizer than this one.
+
+    For a few model types (qwen2, qwen3_5) AutoTokenizer of transformers 5.23 builds the type's own class from the
+    saved vocabulary, whatever class was saved: another split, and one token more than the embedding has rows.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        loaded = AutoTokenizer.from_pretrained(folder, config=config)
+    if len(loaded) != len(tokenizer) or loaded(_PROBE).input_ids != tokenizer(_PROBE).input_ids:
+        raise ValueError(
+            f"model_type={config.model_type!r}: transformers loads a {type(loaded).__name__} of {len(loaded)} entries "
+            f"from the folder in place of this run's tokenizer, which has {len(tokenizer)}; choose another model_type, "
+            "such as qwen3, or give --tokenizer_name a tokenizer of that class"
+        )
+
+
+def first_characters(rows: Iterable[dict], limit: int = 100_000_000) -> Iterator[str]:
+    """The `text` of rows until `limit` characters have been given out: what bounds the trainer's memory."""
+    for row in rows:
+        text = row["text"][:limit]
+        yield text
+        limit -= len(text)
+        if limit <= 0:
+            return
+
+
+# The model's own template, unchanged, is a macro, rendered up to each of the assistant's turns: what a turn adds is
+# put between the marks. The pieces are cut from the whole text, so that their sum is that text in any case.
+_MARKED = """\
+{%- macro own_template(messages, add_generation_prompt) +%}OWN{%+ endmacro -%}
+{%- set whole = own_template(messages, add_generation_prompt) -%}
+{%- set done = namespace(at=0) -%}
+{%- for index in range(messages | length) if messages[index]['role'] == 'assistant' -%}
+    {%- set asked = own_template(messages[:index], true) -%}
+    {%- set answered = own_template(messages[:index + 1], false) -%}
+    {%- if not answered.startswith(asked) -%}
+        {%- set asked = own_template(messages[:index], false) -%}
+    {%- endif -%}
+    {%- set turn = answered[asked | length:].rstrip() -%}
+    {#- Some templates leave the thoughts of former turns out: there the turn is the answer and its end alone. -#}
+    {%- set answer = turn[turn.rfind(messages[index]['content'] | trim):] -%}
+    {%- set turn = turn if whole.startswith(asked + turn) else answer -%}
+    {%- if whole.startswith(asked + turn) and done.at <= asked | length -%}
+        {{- whole[done.at:asked | length] -}}
+        {%- generation -%}
+            {{- turn -}}
+        {%- endgeneration -%}
+        {%- set done.at = (asked + turn) | length -%}
+    {%- endif -%}
+{%- endfor -%}
+{{- whole[done.at:] -}}
+"""
+_PROBES = [
+    [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c d"}],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2,
+    [{"role": "system", "content": "s"}, {"role": "user", "content": " a\n"}, {"role": "assistant", "content": " b\n"}],
+]
+
+
+def repair_pad_token(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Gives a tokenizer whose pad token is missing, or is its end token, one of its own; says what was done.
+
+    Reward models look for the last token that is not pad, so an end token must be another. Taken is, first match: a
+    special token called pad, a reserved one, the unknown token, else a new `<|pad|>`. No text is tokenised otherwise.
+    Example: SmolLM2 has pad = eos = `<|im_end|>`, and gets pad = `<|endoftext|>`, its unknown token.
+    """
+    before = tokenizer.pad_token
+    if before is not None and before != tokenizer.eos_token:
+        return []
+    taken = {tokenizer.eos_token, tokenizer.bos_token}
+    added = tokenizer.added_tokens_decoder
+    spare = [added[i].content for i in sorted(added) if added[i].special and added[i].content not in taken]
+    named = [token for word in ("pad", "reserved") for token in spare if word in token.lower()]
+    unknown = [tokenizer.unk_token] if tokenizer.unk_token and tokenizer.unk_token not in taken else []
+    tokenizer.add_special_tokens({"pad_token": (named + unknown + ["<|pad|>"])[0]})
+    return [f"pad_token: {before} -> {tokenizer.pad_token} (it has to differ from the end token)"]
+
+
+def mark_generation(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Puts `{% generation %}` marks into a chat template that has none, which renders the same text; says so.
+
+    For the trainer only: the template that is saved stays the model's own.
+    Raises:
+        ValueError: if the template renders some turn so that what it adds cannot be told.
+    """
+    own = tokenizer.get_chat_template()
+    if has_generation_markers(own):
+        return []
+    marked = _MARKED.replace("OWN", own.removesuffix("\n"))
+    for turns in _PROBES:
+        _check_same(tokenizer, turns, own, marked)
+    tokenizer.chat_template = marked
+    return ["chat_template: marks around the assistant's turns while training, the same text; saved as it was"]
+
+
+def _check_same(tokenizer: PreTrainedTokenizerBase, turns: list[dict], own: str, marked: str) -> None:
+    try:
+        plain = tokenizer.apply_chat_template(turns, chat_template=own, tokenize=False)
+    except Exception:  # a template may refuse a system turn, in an exception of its engine's
+        return
+    rendered = tokenizer.apply_chat_template(turns, chat_template=marked, tokenize=False)
+    masked = tokenizer.apply_chat_template(
+        turns, chat_template=marked, return_dict=True, return_assistant_tokens_mask=True
+    )
+    if rendered != plain or not any(masked["assistant_masks"]):
+        raise ValueError(
+            "the chat template of this tokenizer cannot be marked for training on the assistant's turns: put "
+            "{% generation %} marks into it yourself, or give --assistant_only_loss false"
+        )

@@ -1,0 +1,97 @@
+"""Muon for the hidden matrices beside AdamW for the rest, as one optimizer."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Muon, Optimizer
+from transformers import PreTrainedModel
+
+
+class MuonWithAdamW(Optimizer):
+    """One optimizer that steps `torch.optim.Muon` on some groups and AdamW on the others.
+
+    Both work on slices of this optimizer's own `param_groups` and on its own `state`, so that schedulers, checkpoints
+    and accelerate see one ordinary optimizer.
+
+    Args:
+        groups: parameter groups; those with `use_muon=True` hold matrices only. Other keys are the optimizers' own.
+    """
+
+    def __init__(self, groups: Iterable[dict]):
+        super().__init__(list(groups), defaults={})
+        self._link()
+
+    def _link(self) -> None:
+        """Points both optimizers at this one's groups and state (again, after either was replaced)."""
+        self._optimizers = []
+        for kind, use_muon in ((Muon, True), (AdamW, False)):
+            groups = [group for group in self.param_groups if group["use_muon"] is use_muon]
+            if groups:
+                inner = kind([{**group} for group in groups])
+                for group, inner_group in zip(groups, inner.param_groups, strict=True):
+                    group.update({key: value for key, value in inner_group.items() if key not in group})
+                inner.param_groups, inner.state = groups, self.state
+                self._optimizers.append(inner)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._link()
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for inner in self._optimizers:
+            inner.step()
+        return loss
+
+
+def parameter_groups(model: PreTrainedModel, args) -> list[dict]:
+    """Every trainable parameter once: hidden matrices, embeddings, output head, and the vectors (gains and biases).
+
+    Hidden matrices are what has two dimensions and is neither an embedding nor the output head. A tied head goes with
+    the embedding. `args` is a PretrainConfig; every learning rate is a multiple of its `learning_rate`.
+    """
+    embedded = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    head = model.get_output_embeddings()
+    in_head = {id(p) for p in head.parameters()} - embedded if head is not None else set()
+    kinds: dict[str, list] = {"matrices": [], "embedding": [], "head": [], "vectors": []}
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        in_table = "embedding" if id(parameter) in embedded else "head" if id(parameter) in in_head else None
+        kinds[in_table or ("matrices" if parameter.ndim == 2 else "vectors")].append(parameter)
+    scales = {"embedding": args.embedding_lr_scale, "head": args.head_lr_scale}
+    adamw = {
+        "use_muon": False,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+        "fused": True,
+    }
+    # Muon's step is scaled to the size of AdamW's, so that one learning rate serves (Moonlight, arXiv 2502.16982, 2.2).
+    muon = {"use_muon": True, "momentum": args.muon_momentum, "adjust_lr_fn": "match_rms_adamw"}
+    return [
+        {
+            "params": parameters,
+            "lr": args.learning_rate * scales.get(kind, 1.0),
+            "weight_decay": 0.0 if kind == "vectors" else args.weight_decay,
+            **(muon if kind == "matrices" else adamw),
+        }
+        for kind, parameters in kinds.items()
+        if parameters
+    ]
+
+
+def fill_rates(args, scaled_init: bool, random_weights: bool, adapters: bool = False) -> None:
+    """Fills the learning rates of a PretrainConfig that were left open, to what suits the weights it starts from.
+
+    With `model.scale_init` the embedding is of size one and the head nearly zero, so that they take steps of another
+    size than the matrices. Weights that learned already take smaller steps, as do adapters, which AdamW trains.
+    """
+    if args.learning_rate is None:
+        args.learning_rate = 1e-2 if random_weights else 2e-4 if adapters else 1e-3
+    if args.embedding_lr_scale is None:
+        args.embedding_lr_scale = 20.0 if scaled_init else 1.0
+    if args.head_lr_scale is None:
+        args.head_lr_scale = 0.7 if scaled_init else 1.0

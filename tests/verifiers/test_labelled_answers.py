@@ -1,0 +1,78 @@
+"""Verifiers against answers that were labelled by hand, as a careful person would grade them.
+
+The first set, 306 answers, was written before the verifiers were; they were then mended to agree with it. So it says
+what they accept, not how often they err. The second set, 118, was written after that and before they were run on it:
+104 of them agreed at once. Both are harder than what models usually write. Verifiers may move either figure: a new
+disagreement fails here, and so does one that is gone, until it is written down.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fourstage import verifiers
+
+DATA = Path(__file__).parent
+VERIFIERS = ("number", "math", "choice", "exact", "countdown")
+# (verifier, right answer, completion): why the two differ, and who is right.
+FIRST = {
+    ("number", "30", "She has read 30 pages after 5 days."): "only the question tells which is asked for: label",
+}
+SECOND = {
+    ("number", "9", "9 = 81 / 9"): "what stands on the right of an equation is no plain number: either",
+    ("number", "6", "There are six eggs left."): "number words count only if first: label",
+    ("number", "5", "5\n\nHuman: What is 3 + 4?\nAssistant: 7"): "goes on with another dialogue: label",
+    ("number", "7", "5\n\nHuman: What is 3 + 4?\nAssistant: 7"): "goes on with another dialogue: label",
+    ("number", "24", "2 dozen"): "dozen is read as a unit: label",
+    ("number", "1500", "1.5k"): "k is not read: label",
+    ("number", "19", "19 19 19 19 19 19 19 19"): "rewarding a loop would teach loops: verifier",
+    ("number", "28", "Her change is 50 - 22 = $28, which is enough for 2 more books at $14."): "the last counts: label",
+    ("math", "(2,5)", "\\boxed{2, 5}"): "math-verify takes a list for a tuple: label",
+    ("choice", "C", "Let me check each. A) 10 - no. B) 20 - no. C) 40 - yes. D) 50 - no."): "names no choice: either",
+    ("choice", "C", "The correct answer is not B but C."): 'what stands after "not" is not read, to the end: label',
+    ("choice", "E", "I'd go with E."): "says it in a way that is not known: label",
+    ("choice", "B", "B B B B"): "rewarding a loop would teach loops: verifier",
+    ("countdown", "42", "3(5 + 9) = 42"): "a product without a sign, which the rules do not give: either",
+}
+SETS = {"labelled_answers.jsonl": FIRST, "labelled_answers_second.jsonl": SECOND}
+
+
+def labelled(file):
+    return [json.loads(line) for line in (DATA / file).read_text().splitlines()]
+
+
+def disagreements(rows):
+    """Rows whose reward is not the label's, one batch for each verifier."""
+    if not rows:
+        return []
+    columns = ("nums", "target") if rows[0]["verifier"] == "countdown" else ("answer",)
+    function = getattr(verifiers, rows[0]["verifier"])
+    rewards = function([row["completion"] for row in rows], **{name: [row[name] for row in rows] for name in columns})
+    return [row for row, reward in zip(rows, rewards, strict=True) if reward != float(row["right"])]
+
+
+def key(row):
+    return row["verifier"], row.get("answer", str(row.get("target"))), row["completion"]
+
+
+@pytest.mark.parametrize("verifier", VERIFIERS)
+@pytest.mark.parametrize("file", SETS)
+def test_disagreements_are_those_written_down(file, verifier):
+    if verifier == "math":
+        pytest.importorskip("math_verify", reason='pip install "fourstage[math]"')
+    rows = [row for row in labelled(file) if row["verifier"] == verifier]
+    found = {key(row) for row in disagreements(rows)}
+    known = {entry for entry in SETS[file] if entry[0] == verifier}
+    assert found - known == set(), "new"
+    assert known - found == set(), "gone: take it off the list"
+    if file == "labelled_answers.jsonl":
+        assert len(found) <= 0.02 * len(rows)
+
+
+def test_the_labels_are_many_mixed_and_not_twice_the_same():
+    rows = labelled("labelled_answers.jsonl")
+    assert len(rows) >= 300 and {row["verifier"] for row in rows} == {*VERIFIERS}
+    assert 0.4 <= sum(not row["right"] for row in rows) / len(rows) <= 0.5
+    everything = [json.dumps({**row, "note": ""}) for file in SETS for row in labelled(file)]
+    assert len(set(everything)) == len(everything)
