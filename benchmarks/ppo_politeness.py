@@ -49,12 +49,16 @@ def answer_nats(model, tokenizer, rows: list[dict]) -> float:
 
 
 def sample(model, tokenizer, prompts: list[list[dict]], temperature: float) -> list[tuple[str, bool]]:
-    from fourstage.evaluation.generation import generate, stop_ids
+    from fourstage.evaluation.generation import generate
+    from fourstage.models.facts import stop_ids
 
     ids = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=True)["input_ids"] for p in prompts]
     done = generate(model, tokenizer, ids, 64, temperature=temperature)
     texts = tokenizer.batch_decode(done, skip_special_tokens=True)
-    return [(text, bool(row) and row[-1] in stop_ids(model)) for text, row in zip(texts, done, strict=True)]
+    return [
+        (text, bool(row) and row[-1] in stop_ids(model.generation_config))
+        for text, row in zip(texts, done, strict=True)
+    ]
 
 
 def measure(name: str, prompts: list, rows: list) -> dict:

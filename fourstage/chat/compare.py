@@ -24,6 +24,7 @@ from fourstage.chat.session import (
     visible,
 )
 from fourstage.evaluation.reward_model import score_conversations
+from fourstage.models.facts import check_one_label
 from fourstage.models.opening import opening
 from fourstage.parent import is_gguf
 
@@ -112,8 +113,7 @@ def _score(name: str, prompts: list[str], system: str | None, columns: list[Colu
         model = AutoModelForSequenceClassification.from_pretrained(
             name, dtype=torch.float32, use_safetensors=True, **hub
         )
-    if model.config.num_labels != 1:
-        raise ValueError(f"{name} is a classifier with {model.config.num_labels} labels; a reward model has 1")
+    check_one_label(model.config.num_labels, name)
     model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     note(f"{name}: a reward model, {model.num_parameters():,} parameters; it scores the answers")
     for column in columns:

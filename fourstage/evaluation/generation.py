@@ -10,6 +10,8 @@ import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from fourstage.models.facts import context_of, stop_ids
+
 BASE_PROMPTS = ("Once upon a time", "The old man looked at the sea and", "What is an LLM?", "In the morning")
 CHAT_PROMPTS = (
     "What is an LLM?",
@@ -54,11 +56,11 @@ def generate(
     model's context; a prompt that fills it gets no completion.
     """
     model.eval()
-    stops = stop_ids(model)
+    stops = stop_ids(model.generation_config)
     pad = tokenizer.pad_token_id or 0  # masked, so any id serves
     options = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     config = GenerationConfig(eos_token_id=stops or None, pad_token_id=pad, **options)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    context = context_of(model) or math.inf
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding within a batch
     completions: list[list[int]] = [[] for _ in prompts]
     with _generating_by(config, model) as run:
@@ -101,12 +103,6 @@ def sequence_log_probs(
     return sums
 
 
-def stop_ids(model) -> list[int]:
-    """The ids that end an answer, by the model's generation_config; empty where it names none."""
-    eos = model.generation_config.eos_token_id
-    return eos if isinstance(eos, list) else [] if eos is None else [eos]
-
-
 @contextmanager
 def _generating_by(config: GenerationConfig, model) -> Iterator[Callable]:
     """The model's `generate` by `config` alone: what is None in it would else be filled from the model's own."""
@@ -144,7 +140,7 @@ def answer_questions(
     begun = tokenizer(begin, add_special_tokens=False)["input_ids"] if begin else []
     done = generate(model, tokenizer, [row + begun for row in ids], max_new_tokens, temperature, batch_size)
     texts = tokenizer.batch_decode(done, skip_special_tokens=True)
-    stops = stop_ids(model)
+    stops = stop_ids(model.generation_config)
     return [
         {"prompt": p, "completion": begin + text, "tokens": len(row), "stopped": bool(row) and row[-1] in stops}
         for p, text, row in zip(prompts, texts, done, strict=True)

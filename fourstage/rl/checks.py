@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from fourstage.data.lengths import prompt_ids
 from fourstage.models.adapters import complete_tied_head
+from fourstage.models.facts import context_of
 from fourstage.models.fused_head import check_head_on
 
 _STREAM_CHECKED = 1_000
@@ -32,7 +33,7 @@ def check_prompts(trainer) -> None:
             f"train_dataset has {len(data)} prompts, a rollout takes {needed} (per_device_train_batch_size x "
             "steps_per_generation x processes / num_generations): give more, or lower one of these"
         )
-    room = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
+    room = context_of(trainer.model)
     sets = [data, trainer.eval_dataset] if isinstance(trainer.eval_dataset, Dataset) else [data]
     for rows in sets:
         _check_lengths(trainer, rows, room)

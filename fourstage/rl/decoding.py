@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, DynamicLayer, GenerationConfig, GenerationMixin, PreTrainedModel
 
 from fourstage.evaluation.generation import ignored_sampling_fields
+from fourstage.models.facts import stop_ids
 from fourstage.rl.forward import base_model
 
 _DROPPED_SHARE = 0.25  # of the rows that are left: so many have to have ended before the cache is copied without them
@@ -89,7 +90,7 @@ def decode(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, config: 
     ids, mask, size = input_ids, attention_mask, len(input_ids)
     logits = _read_prompts(model, ids, mask, cache)
     written = ids.new_full((size, config.max_new_tokens), config.pad_token_id)
-    ends = torch.tensor(_as_list(config.eos_token_id), device=ids.device, dtype=ids.dtype)
+    ends = torch.tensor(stop_ids(config), device=ids.device, dtype=ids.dtype)
     rows, running = torch.arange(size, device=ids.device), ids.new_ones(size, dtype=torch.bool)
     for step in range(config.max_new_tokens):
         tokens = _next_tokens(logits, rows, size, config)
@@ -129,7 +130,3 @@ def _next_tokens(logits: Tensor, rows: Tensor, size: int, config: GenerationConf
     if best.isnan().any():
         raise ValueError("the model's probabilities are not finite, so nothing can be sampled: lower learning_rate")
     return tokens
-
-
-def _as_list(eos_token_id: int | list[int] | None) -> list[int]:
-    return [] if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)

@@ -20,6 +20,7 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import is_async_callable
 
 from fourstage import verifiers
+from fourstage.models import facts
 from fourstage.models.opening import opening
 from fourstage.parent import check_parent
 from fourstage.verifiers.text import text_of
@@ -38,7 +39,7 @@ def load_rewards(args) -> list[str | Callable]:
         check_parent(args.reward_model_name_or_path)
         with opening(args.reward_model_name_or_path):
             labels = AutoConfig.from_pretrained(args.reward_model_name_or_path).num_labels
-        _check_labels(labels, f"reward_model_name_or_path={args.reward_model_name_or_path}")
+        facts.check_one_label(labels, f"reward_model_name_or_path={args.reward_model_name_or_path}")
         sources.insert(0, args.reward_model_name_or_path)
     if not sources:
         raise ValueError("nothing rewards: give reward_model_name_or_path, such as runs/reward, or reward_funcs")
@@ -155,23 +156,16 @@ class PlainTextTokenizer:
 
 def check_one_label(model: PreTrainedModel, field: str) -> None:
     """Raises ValueError unless the model gives one score."""
-    _check_labels(getattr(model.config, "num_labels", None), f"{field}: {type(model).__name__}")
+    facts.check_one_label(getattr(model.config, "num_labels", None), f"{field}: {type(model).__name__}")
 
 
-def load_reward_model(name: str) -> PreTrainedModel:
+def scoring_model(name: str) -> PreTrainedModel:
     """The reward model of a folder or Hub id, in float32; raises ValueError unless it gives one score."""
     with opening(name):
         labels = AutoConfig.from_pretrained(name).num_labels
-    _check_labels(labels, f"reward model {name}")
+    facts.check_one_label(labels, f"reward model {name}")
     with opening(name):
         return AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-
-
-def _check_labels(labels: int | None, who: str) -> None:
-    if labels != 1:
-        raise ValueError(
-            f"{who} has num_labels={labels}; a score is one number, so train it with num_labels=1 (recipes/reward.py)"
-        )
 
 
 def prepare_rewards(reward_funcs, processing_classes, dataset) -> tuple[list, list]:
@@ -188,7 +182,7 @@ def prepare_rewards(reward_funcs, processing_classes, dataset) -> tuple[list, li
     prepared = []
     for function, tokenizer in zip(functions, tokenizers, strict=True):
         if isinstance(function, str):
-            function = load_reward_model(function)
+            function = scoring_model(function)
         if isinstance(function, nn.Module):
             check_one_label(function, "reward_funcs")
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(function.config._name_or_path)

@@ -1,0 +1,31 @@
+"""Facts that a model's configurations hold: how much it reads, where its answers end, how many scores it gives."""
+
+from transformers import GenerationConfig, PreTrainedModel
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """The most tokens that a model reads, prompt and answer together; None if its configuration names no limit.
+
+    Example: 1024 for GPT-2; None for Mamba, where callers choose: `context_of(model) or 1024`.
+    """
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def stop_ids(config: GenerationConfig | None) -> list[int]:
+    """The ids that end an answer, from a model's `generation_config`; empty if it names none.
+
+    Example: eos_token_id 2 -> [2]; [2, 7] -> [2, 7]; None -> [].
+    """
+    end = config.eos_token_id if config is not None else None
+    if end is None:
+        return []
+    return [end] if isinstance(end, int) else list(end)
+
+
+def check_one_label(labels: int | None, who: str) -> None:
+    """Raises ValueError unless a sequence classifier gives one score; `who` says which field or model it is about."""
+    if labels != 1:
+        raise ValueError(
+            f"{who} has num_labels={labels}, but a score is one number: choose a model that was trained with "
+            "num_labels=1 (recipes/reward.py makes one)"
+        )
