@@ -1,15 +1,17 @@
-"""Text from a model and the cost of text to it: greedy or sampled, by plain settings alone."""
+"""What a model writes, greedily or sampled, and how likely it finds a text; with plain sampling settings alone."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from fourstage.models.encoding import conversation_ids
 from fourstage.models.facts import context_of, stop_ids
 
 BASE_PROMPTS = ("Once upon a time", "The old man looked at the sea and", "What is an LLM?", "In the morning")
@@ -25,7 +27,7 @@ CHAT_PROMPTS = (
 def text_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, window: int) -> float:
     """Cost of a text in nats: the sum of -log p over its tokens.
 
-    The tokens, after a begin token (the end token where a tokenizer has no other), are read in consecutive windows of
+    A begin token (the end token for tokenizers without one) and the text's tokens are read in consecutive windows of
     `window` tokens: a window's inputs x[i:i+window] predict x[i+1:i+window+1], so each token is scored exactly once.
     """
     model.eval()
@@ -46,14 +48,25 @@ def text_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: 
     return total
 
 
+def bits_per_byte_of(nats: float, size: float) -> float:
+    """A cost of `nats` for `size` UTF-8 bytes, in bits a byte: nats / ln 2 / bytes. Example: 13.863, 10 -> 2.0."""
+    return nats / math.log(2) / size
+
+
 @torch.no_grad()
 def generate(
-    model, tokenizer, prompts: Sequence[list[int]], max_new_tokens: int, temperature: float = 0.0, batch_size: int = 32
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    batch_size: int = 32,
 ) -> list[list[int]]:
-    """New token ids for prompts of ids, in their order; a completion that ends by itself ends with the end token.
+    """Completions of prompts, both as token ids, in the order of the prompts.
 
-    Greedy for temperature 0. Sampling fields of the model's own generation_config are not used. Nothing goes past the
-    model's context; a prompt that fills it gets no completion.
+    A completion that the model ends by itself includes the end token. Temperature 0 is greedy. The sampling fields of
+    the model's own generation_config are not used. Nothing goes past the model's context; a prompt that fills it gets
+    an empty completion.
     """
     model.eval()
     stops = stop_ids(model.generation_config)
@@ -67,9 +80,10 @@ def generate(
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
             longest = len(prompts[chosen[-1]])
-            config.max_new_tokens = min(max_new_tokens, context - longest)  # learned positions end there
-            if config.max_new_tokens <= 0:
+            limit = min(max_new_tokens, context - longest)  # learned positions end at the context
+            if limit <= 0:
                 continue
+            config.max_new_tokens = int(limit)
             ids = torch.tensor([[pad] * (longest - len(prompts[i])) + prompts[i] for i in chosen])
             mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen])
             output = run(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
@@ -81,12 +95,12 @@ def generate(
 
 @torch.no_grad()
 def sequence_log_probs(
-    model, prompts: Sequence[list[int]], completions: Sequence[list[int]], batch_size: int = 64
+    model: PreTrainedModel, prompts: Sequence[list[int]], completions: Sequence[list[int]], batch_size: int = 64
 ) -> list[float]:
-    """Log-probability in nats of each completion of ids after its prompt, at temperature 1, its end token included.
+    """Log-probability in nats of each completion after its prompt (both token ids), at temperature 1.
 
-    The mean difference between a model's and another's, over completions that the first has sampled, is an unbiased
-    estimate of the KL divergence in nats a completion.
+    The end token counts if the completion has it. For completions sampled from model A, the mean of A's value minus
+    B's is an unbiased estimate of KL(A || B) in nats per completion.
     """
     model.eval()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i]))
@@ -94,7 +108,7 @@ def sequence_log_probs(
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
         rows = [torch.tensor(prompts[i] + completions[i], device=model.device) for i in chosen]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # behind the last token, which no token sees
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # on the right, where no token attends to it
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
         logps = -F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(chosen), -1)
         for i, row in zip(chosen, logps, strict=True):
@@ -104,58 +118,70 @@ def sequence_log_probs(
 
 
 @contextmanager
-def _generating_by(config: GenerationConfig, model) -> Iterator[Callable]:
-    """The model's `generate` by `config` alone: what is None in it would else be filled from the model's own."""
-    if hasattr(model, "get_base_model"):  # an adapter lies in the base model's own layers
-        model = model.get_base_model()
+def _generating_by(config: GenerationConfig, model: PreTrainedModel) -> Generator[Callable[..., torch.Tensor]]:
+    """The model's `generate`, following `config` alone: the model's own settings would fill fields that are None."""
+    if isinstance(model, PeftModel):  # an adapter is part of the base model's own layers
+        model = cast(PreTrainedModel, model.get_base_model())  # PEFT calls it a Module
     with plain_sampling(model):
-        yield partial(model.generate, generation_config=config)
+        own: Callable[..., torch.Tensor] = cast(Any, model).generate  # of a mixin that PreTrainedModel does not name
+        yield partial(own, generation_config=config)
 
 
-def continue_texts(model, tokenizer, prompts: Sequence[str] = BASE_PROMPTS, max_new_tokens: int = 48) -> list[dict]:
-    """How a base model goes on from fixed beginnings, greedily: rows for samples.jsonl."""
+def continue_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str] = BASE_PROMPTS,
+    max_new_tokens: int = 48,
+) -> list[dict]:
+    """How a base model continues fixed openings, greedily: rows for samples.jsonl."""
     ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
-    done = generate(model, tokenizer, ids, max_new_tokens)
-    texts = tokenizer.batch_decode(done, skip_special_tokens=True)
-    return [{"prompt": p, "completion": text} for p, text in zip(prompts, texts, strict=True)]
+    completions = generate(model, tokenizer, ids, max_new_tokens)
+    texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+    return [{"prompt": prompt, "completion": text} for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def answer_questions(
-    model,
-    tokenizer,
-    prompts: Sequence = CHAT_PROMPTS,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | list[dict]] = CHAT_PROMPTS,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     begin: str = "",
     batch_size: int = 32,
 ) -> list[dict]:
-    """Answers through the chat template, greedy for temperature 0, with `tokens` (their number) and `stopped` (ended
-    by itself).
+    """Answers through the chat template; temperature 0 is greedy.
 
-    `prompts` are questions, or lists of turns that end with the user's. `begin` is how every answer must begin: the
-    model goes on from it, and it is part of the completion.
+    Args:
+        prompts: questions, or lists of turns that end with the user's.
+        begin: text that every answer must begin with: the model continues it, and it is part of the completion.
+    Returns:
+        For each prompt `prompt`, `completion`, `tokens` (how many were generated) and `stopped` (whether the model
+        ended the answer by itself).
     """
     turns = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
-    ids = [tokenizer.apply_chat_template(t, add_generation_prompt=True, return_dict=True)["input_ids"] for t in turns]
-    begun = tokenizer(begin, add_special_tokens=False)["input_ids"] if begin else []
-    done = generate(model, tokenizer, [row + begun for row in ids], max_new_tokens, temperature, batch_size)
-    texts = tokenizer.batch_decode(done, skip_special_tokens=True)
+    ids = [conversation_ids(tokenizer, conversation, add_generation_prompt=True) for conversation in turns]
+    opening = tokenizer(begin, add_special_tokens=False)["input_ids"] if begin else []
+    completions = generate(model, tokenizer, [row + opening for row in ids], max_new_tokens, temperature, batch_size)
+    texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
     stops = stop_ids(model.generation_config)
     return [
         {"prompt": p, "completion": begin + text, "tokens": len(row), "stopped": bool(row) and row[-1] in stops}
-        for p, text, row in zip(prompts, texts, done, strict=True)
+        for p, text, row in zip(prompts, texts, completions, strict=True)
     ]
 
 
 _IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
-# What of a generation_config does not touch the probabilities that tokens are drawn from.
+# Fields of a generation_config that do not change the probabilities that tokens are drawn from.
 _HARMLESS = (*_IDS, "use_cache", "output_attentions", "output_hidden_states", "transformers_version", "max_length")
 
 
 @contextmanager
-def plain_sampling(model: PreTrainedModel) -> Iterator[None]:
-    """Within it `generate` knows the trainer's own sampling settings only: the model's would fill those left open, and
-    the policy would not be sampled from the probabilities that it is trained on."""
+def plain_sampling(model: PreTrainedModel) -> Generator[None]:
+    """Hides the sampling settings of the model's generation_config from `generate`.
+
+    They would fill every setting that the caller leaves open, and a policy would then be sampled from other
+    probabilities than those it is trained on.
+    """
     own = model.generation_config
     model.generation_config = GenerationConfig(**{name: getattr(own, name) for name in _IDS})
     try:
@@ -165,7 +191,7 @@ def plain_sampling(model: PreTrainedModel) -> Iterator[None]:
 
 
 def ignored_sampling_fields(model: PreTrainedModel) -> dict[str, Any]:
-    """What the model's generation_config says about sampling and rollouts do not follow.
+    """The sampling settings of the model's generation_config that rollouts ignore.
 
     Example: {"temperature": 0.6, "top_p": 0.9}.
     """

@@ -1,63 +1,86 @@
-"""Tasks of lm-evaluation-harness (the extra `eval`) on a model in memory: what recipes/evaluate.py --tasks runs."""
+"""Tasks of lm-evaluation-harness (the extra `eval`) on a model in memory: what recipes/measure.py --tasks runs."""
 
 import difflib
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from accelerate import PartialState
 from datasets.exceptions import DatasetsError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from fourstage.models.encoding import open_tokenizer
 from fourstage.models.opening import opening
 
+if TYPE_CHECKING:  # an extra, and slow to import
+    from lm_eval.tasks import TaskManager
 
-def measure_tasks(args, record: dict | None) -> dict[str, dict]:
-    """Runs the tasks that recipes/evaluate.py was asked for, prints their table, and returns their `numbers`.
+
+@dataclass
+class TaskSettings:
+    """Which tasks of lm-eval are run, and how.
 
     Args:
-        args: of recipes/evaluate.py. record: the model's run.json, if it has one.
+        names: tasks, groups or tags.
+        include_path: a folder with .yaml files of tasks of your own.
+        max_rows: rows of each task, from the first; 0 for all.
+        batch_size: rows that the model reads at once.
+        apply_chat_template: ask through the chat template or not; None: a tuned model yes, a base model no.
+    """
+
+    names: list[str]
+    include_path: Path | None = None
+    max_rows: int = 0
+    batch_size: int = 8
+    apply_chat_template: bool | None = None
+
+
+def measure_tasks(name: str, stage: str | None, settings: TaskSettings) -> dict[str, dict]:
+    """Runs tasks of lm-eval on a model, prints their table, and returns their `numbers`, with `chat` in each.
+
+    Args:
+        name: folder or Hub id of the model. stage: the one that its run.json names, if it has a run.json.
     Raises:
-        ValueError: if lm-eval is missing, or the model, a task or its data cannot be had; before the first question.
+        ValueError: before the first question, if lm-eval, the model, a task or its data is missing or cannot be used.
     """
     if not find_spec("lm_eval"):
         raise ValueError('--tasks needs lm-eval: pip install -e ".[eval]" -c constraints.txt')
-    if args.stage or args.dataset_name:
-        raise ValueError("--tasks brings rows and measure of its own; leave out --stage and --dataset_name")
-    if record and record["stage"] == "reward":
-        raise ValueError(f"{args.model} is a reward model: it scores answers and writes none, which lm-eval needs")
-    names = args.tasks.split(",")
-    manager = find_tasks(names, args.include_path)
-    with opening(args.model):
-        tokenizer = AutoTokenizer.from_pretrained(args.model)
-        model = AutoModelForCausalLM.from_pretrained(args.model, use_safetensors=True)
-    chat = _asks_in_chat(args, record, tokenizer)
-    rows = f"the first {args.max_rows} rows of each" if args.max_rows else "all rows"
-    print(f"{args.model}: {model.num_parameters():,} parameters, {rows}, {'as' if chat else 'not as'} chat")
+    if stage == "reward":
+        raise ValueError(f"{name} is a reward model: it scores answers and writes none, which lm-eval needs")
+    manager = find_tasks(settings.names, settings.include_path)
+    with opening(name):
+        tokenizer = open_tokenizer(name)
+        model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True)
+    chat = _asks_in_chat(name, stage, tokenizer, settings.apply_chat_template)
+    rows = f"the first {settings.max_rows} rows of each" if settings.max_rows else "all rows"
+    print(f"{name}: {model.num_parameters():,} parameters, {rows}, {'as' if chat else 'not as'} chat")
     model = model.to(PartialState().device)
-    results = run_tasks(model, tokenizer, names, manager, args.max_rows or None, args.batch_size, chat)
+    limit = settings.max_rows or None
+    results = run_tasks(model, tokenizer, settings.names, manager, limit, settings.batch_size, chat)
     tasks = {task: row | {"chat": chat} for task, row in numbers(results).items()}
     print(table(tasks))
     return tasks
 
 
-def _asks_in_chat(args, record: dict | None, tokenizer) -> bool:
-    """A tuned model is asked through its template; what has no run.json, if its tokenizer has one."""
-    if args.apply_chat_template and not tokenizer.chat_template:
-        raise ValueError(f"--apply_chat_template: the tokenizer of {args.model} has no chat template; leave it out")
-    if args.apply_chat_template is not None:
-        return args.apply_chat_template
-    return bool(tokenizer.chat_template) and not (record and record["stage"] == "pretrain")
+def _asks_in_chat(name: str, stage: str | None, tokenizer: PreTrainedTokenizerBase, choice: bool | None) -> bool:
+    """The choice, if there is one; else a base model is asked in plain text, and others in chat if they can."""
+    if choice and not tokenizer.chat_template:
+        raise ValueError(f"--apply_chat_template: the tokenizer of {name} has no chat template; leave it out")
+    if choice is not None:
+        return choice
+    return bool(tokenizer.chat_template) and stage != "pretrain"
 
 
-def find_tasks(names: list[str], include_path: Path | None):
-    """An lm-eval TaskManager that knows every one of `names` (tasks, groups or tags), and nothing is loaded yet.
+def find_tasks(names: list[str], include_path: Path | None) -> "TaskManager":
+    """An lm-eval TaskManager that knows all of `names` (tasks, groups or tags); no task is loaded yet.
 
-    If the YAML files below `include_path` name them all, lm-eval's own thousands of files are not read.
+    If the YAML files below `include_path` define them all, lm-eval's own thousands of files are not read.
     Raises:
-        ValueError: if a name is unknown, with the nearest known ones, or a task executes what the model writes.
+        ValueError: if a name is unknown (with the nearest known ones), or a task executes what the model writes.
     """
     from lm_eval.tasks import TaskManager
 
@@ -94,22 +117,30 @@ def _members(index: dict, names: list) -> Iterator[str]:
             yield from _members(index, sorted(entry.tags) if entry.kind.name == "TAG" else [])
 
 
-def run_tasks(model, tokenizer, names: list[str], manager, limit: int | None, batch_size: int, chat: bool) -> dict:
-    """lm-eval's results; `limit` rows of each task, from the first; `chat` asks through the chat template.
+def run_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    names: list[str],
+    manager: "TaskManager",
+    limit: int | None,
+    batch_size: int,
+    chat: bool,
+) -> dict:
+    """lm-eval's results on the first `limit` rows of each task (None: all); `chat` asks through the chat template.
 
-    Neither code of a data set's repository is run nor a metric's from the Hub.
+    No code from a data set's repository is run, and no metric's code from the Hub.
     Raises:
-        ValueError: if a task's data cannot be loaded, or it asks for longer answers than the model's context.
+        ValueError: if a task's data cannot be loaded, or a task asks for longer answers than the model's context.
     """
-    import evaluate
+    import evaluate.config
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     evaluate.config.HF_EVALUATE_OFFLINE = True  # a metric of the Hub is a script
-    logging.getLogger("lm_eval.models.huggingface").addFilter(_worth_saying)
+    logging.getLogger("lm_eval.models.huggingface").addFilter(_is_worth_printing)
     with _in_one_line(names):
         return simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            model=HFLM(pretrained=model, tokenizer=cast(Any, tokenizer), batch_size=batch_size),  # typed too narrowly
             tasks=names,
             task_manager=manager,
             limit=limit,
@@ -119,45 +150,44 @@ def run_tasks(model, tokenizer, names: list[str], manager, limit: int | None, ba
         )
 
 
-def _worth_saying(said: logging.LogRecord) -> bool:
-    """lm-eval warns of what is meant here: that the model is one in memory."""
-    return not said.getMessage().startswith(("`pretrained` model kwarg is not", "Passed an already-initialized"))
+def _is_worth_printing(record: logging.LogRecord) -> bool:
+    """Drops lm-eval's warnings that the model is already in memory, which is on purpose here."""
+    return not record.getMessage().startswith(("`pretrained` model kwarg is not", "Passed an already-initialized"))
 
 
 @contextmanager
-def _in_one_line(names: list[str]) -> Iterator[None]:
+def _in_one_line(names: list[str]) -> Generator[None]:
     try:
         yield
     except AssertionError as error:
         if "maximum sequence length" not in str(error):
             raise
-        raise ValueError(f"--tasks: max_gen_toks of a task's generation_kwargs is too much: {error}") from error
+        raise ValueError(f"--tasks: max_gen_toks in a task's generation_kwargs is too large: {error}") from error
     except (ConnectionError, FileNotFoundError, DatasetsError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "Dataset scripts" not in str(error):  # what datasets says of code
+        if isinstance(error, RuntimeError) and "Dataset scripts" not in str(error):  # datasets' refusal to run code
             raise
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"--tasks {','.join(names)}: the data cannot be loaded: {reason}") from error
 
 
 def numbers(results: dict) -> dict[str, dict]:
-    """What is worth keeping: {task: {metric: value, metric_stderr: ..., n: rows, n_shot: ..., version: of the task}}.
+    """What to keep of lm-eval's results, by task: each metric and its `_stderr`, `n` (rows), `n_shot` and `version`.
 
-    What a filter of the task's came before is called "metric,filter"; a standard error that lm-eval does not give is
-    left out.
+    A metric of filtered answers is called "metric,filter". Standard errors that lm-eval does not give are left out.
     """
-    kept = {}
+    by_task = {}
     for task, row in (results["results"] | results.get("groups", {})).items():
         values = {
             key.removesuffix(",none"): float(value) for key, value in row.items() if isinstance(value, float | int)
         }
         n = values.pop("sample_len", None)
         rest = {"n": n and int(n), "n_shot": results["n-shot"].get(task), "version": results["versions"].get(task)}
-        kept[task] = values | {key: value for key, value in rest.items() if value is not None}
-    return kept
+        by_task[task] = values | {key: value for key, value in rest.items() if value is not None}
+    return by_task
 
 
 def table(tasks: dict[str, dict]) -> str:
-    """Those numbers, a line for each metric: task, metric, value, standard error, rows."""
+    """The `numbers` of tasks as text, a line for each metric: task, metric, value, standard error, rows."""
     lines = []
     for task, row in tasks.items():
         for name in (key for key in row if key not in ("n", "n_shot", "version", "chat") and "_stderr" not in key):

@@ -1,76 +1,98 @@
-"""The numbers of the stage table: bits per byte, exact match, pass@k, and whether answers end."""
+"""The metrics of the stage table: bits per byte, exact match, pass@k, and whether answers end."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 import evaluate
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fourstage import verifiers
-from fourstage.evaluation.generation import answer_questions, text_nats
+from fourstage.evaluation.generation import answer_questions, bits_per_byte_of, text_nats
+
+# As TRL calls them: texts and the columns of the data as keyword lists; one number an answer, None if it has no score.
+RewardFunction = Callable[..., Sequence[float | None]]
+
+
+def _metric_info(metric: evaluate.Metric, inputs: str, **types: str) -> evaluate.MetricInfo:
+    features = datasets.Features({name: datasets.Value(kind) for name, kind in types.items()})
+    return evaluate.MetricInfo(
+        description=metric.__doc__ or "", citation="", inputs_description=inputs, features=features
+    )
 
 
 class BitsPerByte(evaluate.Metric):
-    """Sum of nats over ln 2 and UTF-8 bytes: comparable between tokenizers, and with compressors such as xz.
+    """Sum of nats / ln 2 / UTF-8 bytes: comparable between tokenizers, and with compressors such as xz.
 
     Example: 2 texts of 10 bytes in all that cost 13.863 nats -> 2.0 bits per byte.
     """
 
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("int64")})
         return evaluate.MetricInfo(
-            description=self.__doc__, citation="", inputs_description="nats and bytes of each text", features=features
+            description=self.__doc__ or "",
+            citation="",
+            inputs_description="nats and bytes of each text",
+            features=features,
         )
 
-    def _compute(self, predictions, references):
-        return {"bits_per_byte": sum(predictions) / math.log(2) / sum(references)}
+    def _compute(
+        self, *, predictions: Sequence[float] = (), references: Sequence[int] = (), **kwargs
+    ) -> dict[str, float]:
+        return {"bits_per_byte": bits_per_byte_of(sum(predictions), sum(references))}
 
 
 class ExactMatch(evaluate.Metric):
-    """Share of answers that equal the reference, apart from case, outer white space and a final full stop.
+    """Share of answers that equal the reference, ignoring case, outer white space and a final full stop.
 
     Example: "Paris. " against "paris" counts, "Paris, France" does not.
     """
 
-    def _info(self):
-        features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
-        return evaluate.MetricInfo(
-            description=self.__doc__, citation="", inputs_description="answers and references", features=features
-        )
+    def _info(self) -> evaluate.MetricInfo:
+        return _metric_info(self, "answers and references", predictions="string", references="string")
 
-    def _compute(self, predictions, references):
-        hits = [_plain(p) == _plain(r) for p, r in zip(predictions, references, strict=True)]
-        return {"exact_match": sum(hits) / len(hits), "exact_match_stderr": standard_error(hits)}
+    def _compute(
+        self, *, predictions: Sequence[str] = (), references: Sequence[str] = (), **kwargs
+    ) -> dict[str, float]:
+        matches = [_normalised(p) == _normalised(r) for p, r in zip(predictions, references, strict=True)]
+        return {"exact_match": sum(matches) / len(matches), "exact_match_stderr": standard_error(matches)}
 
 
 class PassAtK(evaluate.Metric):
-    """Chance that at least one of k samples of a problem is right, without bias (arXiv 2107.03374, eq. 1).
+    """Unbiased estimate of the chance that one or more of k samples of a problem are right (arXiv 2107.03374, eq. 1).
 
-    Predictions are how many samples of each problem are right, references how many there are; k is at most the least.
+    Predictions are the counts of right samples, one a problem; references the counts of samples. k may not exceed the
+    smallest of these.
 
     Example: 10 samples of which 3 are right, k = 2 -> 1 - C(7, 2) / C(10, 2) = 0.533.
     """
 
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
         return evaluate.MetricInfo(
-            description=self.__doc__, citation="", inputs_description="right samples and samples", features=features
+            description=self.__doc__ or "",
+            citation="",
+            inputs_description="right samples and samples",
+            features=features,
         )
 
-    def _compute(self, predictions, references, k=1):
+    def _compute(
+        self, *, predictions: Sequence[int] = (), references: Sequence[int] = (), k: int = 1, **kwargs
+    ) -> dict[str, float]:
         chances = [pass_at_k(n, c, k) for c, n in zip(predictions, references, strict=True)]
         return {f"pass@{k}": sum(chances) / len(chances), f"pass@{k}_stderr": standard_error(chances)}
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """1 - C(n - c, k) / C(n, k) for n samples of which c are right; raises ValueError for k above n."""
+    """1 - C(n - c, k) / C(n, k) for n samples of which c are right; raises ValueError unless 1 <= k <= n."""
     if not 1 <= k <= n:
-        raise ValueError(f"k={k} must be between 1 and the {n} samples of a problem")
+        raise ValueError(f"k={k} must be between 1 and {n}, the number of samples of a problem")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def _plain(text: str) -> str:
+def _normalised(text: str) -> str:
     return text.strip().lower().removesuffix(".").strip()
 
 
@@ -82,19 +104,33 @@ def standard_error(values: Sequence[float]) -> float:
     return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
 
 
-def bits_per_byte(model, tokenizer, texts: Iterable[str], window: int) -> float:
+def bits_per_byte(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], window: int
+) -> float:
     """Bits per byte over `texts`, each read by itself in windows of `window` tokens (see `text_nats`)."""
     metric = BitsPerByte()
     for text in texts:
         metric.add(prediction=text_nats(model, tokenizer, text, window), reference=len(text.encode("utf-8")))
-    return metric.compute()["bits_per_byte"]
+    return _computed(metric)["bits_per_byte"]
 
 
-def score_answers(model, tokenizer, conversations: Sequence[dict], max_new_tokens: int = 128) -> tuple[dict, list]:
-    """Held-out answers against their references: exact match, share that ends by itself, length.
+def _computed(metric: evaluate.Metric, **inputs: Any) -> dict[str, float]:
+    values = metric.compute(**inputs)
+    assert values is not None  # only the other processes of a distributed metric get None, and ours is not distributed
+    return values
 
-    `conversations` are rows with `prompt` and `completion`; the first answer is asked for. Exact match is taken over
-    references of at most three words, for which one answer is right. Returns the metrics and the answers themselves.
+
+def score_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[dict],
+    max_new_tokens: int = 128,
+) -> tuple[dict, list[dict]]:
+    """Held-out answers against their references: exact match, share that ends by itself, length in tokens.
+
+    `conversations` are rows with `prompt` and `completion`, of which the first answer is asked for. Exact match counts
+    references of at most three words only: longer ones have more than one right answer. Returns the metrics and the
+    answers.
     """
     prompts, references = [], []
     for row in conversations:
@@ -104,7 +140,7 @@ def score_answers(model, tokenizer, conversations: Sequence[dict], max_new_token
     answers = answer_questions(model, tokenizer, prompts, max_new_tokens)
     for answer, reference in zip(answers, references, strict=True):
         answer["reference"] = reference
-    ended = [a["stopped"] and bool(a["completion"].strip()) for a in answers]
+    ended = [answer["stopped"] and bool(answer["completion"].strip()) for answer in answers]
     lengths = [len(tokenizer(r, add_special_tokens=False)["input_ids"]) + 1 for r in references]
     metrics = {
         "answers": len(answers),
@@ -115,8 +151,8 @@ def score_answers(model, tokenizer, conversations: Sequence[dict], max_new_token
     }
     short = [a for a in answers if len(a["reference"].split()) <= 3]
     if short:
-        predictions, wanted = [a["completion"] for a in short], [a["reference"] for a in short]
-        metrics |= {"exact_match_n": len(short), **ExactMatch().compute(predictions=predictions, references=wanted)}
+        pairs = {"predictions": [a["completion"] for a in short], "references": [a["reference"] for a in short]}
+        metrics |= {"exact_match_n": len(short), **_computed(ExactMatch(), **pairs)}
     return metrics, answers
 
 
@@ -125,26 +161,35 @@ class ProblemSettings:
     """How problems are asked and checked.
 
     Args:
-        verifier: says whether an answer is right, 1.0 where it is, None where that cannot be told.
-        format_func: says whether it is in the form wanted; none: every answer is.
+        verifier: a reward function: 1.0 for a right answer, None for one that it cannot score.
+        format_func: a reward function: 1.0 for an answer in the desired form. Without it every answer counts as such.
         begin: the text that forces the form, such as "<think>".
-        samples: answers of each problem at `temperature`.
+        samples: answers sampled for each problem at `temperature`.
+        max_new_tokens: the longest answer.
     """
 
-    verifier: Callable
-    format_func: Callable | None = None
+    verifier: RewardFunction
+    format_func: RewardFunction | None = None
     begin: str = ""
     samples: int = 4
     temperature: float = 1.0
     max_new_tokens: int = 128
 
 
-def score_problems(model, tokenizer, problems: Sequence[dict], settings: ProblemSettings) -> tuple[dict, list[dict]]:
+def score_problems(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[dict],
+    settings: ProblemSettings,
+) -> tuple[dict, list[dict]]:
     """Held-out problems: accuracy (pass@1) greedy, with the form forced, and sampled; pass@k; form and derivations.
 
-    `problems` are rows of `load_problems`. Standard errors are over problems, of which those that the verifier cannot
-    score are left out. Returns the metrics and, for each problem, the greedy answer with `right`, `in_format`,
-    `derivation_right`, `forced` (that answer), `forced_right`, `forced_derivation_right` and `samples_right`.
+    `problems` are rows of `load_problems`; those that the verifier cannot score are left out. Standard errors are over
+    problems. Returns the metrics and, for each problem, the greedy answer with `right`, `in_format`,
+    `derivation_right`, `forced` (the answer with the form forced), `forced_right`, `forced_derivation_right` and
+    `samples_right`.
+    Raises:
+        ValueError: if the verifier can score none of the problems.
     """
     problems = [row for row in problems if settings.verifier([""], **_columns([row]))[0] is not None]
     if not problems:
@@ -164,16 +209,22 @@ def score_problems(model, tokenizer, problems: Sequence[dict], settings: Problem
     return _problem_metrics(rows, settings), rows
 
 
-def _sample(model, tokenizer, problems: Sequence[dict], settings: ProblemSettings, rows: list[dict]) -> None:
-    """Adds to every row how many of its sampled answers are right, and their share in the form wanted."""
+def _sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[dict],
+    settings: ProblemSettings,
+    rows: list[dict],
+) -> None:
+    """Adds to every row how many of its sampled answers are right, and which share has the desired form."""
     repeated = [row for row in problems for _ in range(settings.samples)]
     prompts = [row["prompt"] for row in repeated]
     sampled = answer_questions(model, tokenizer, prompts, settings.max_new_tokens, settings.temperature)
     _check(sampled, repeated, settings, "")
     for i, row in enumerate(rows):
-        mine = sampled[i * settings.samples : (i + 1) * settings.samples]
-        row["samples_right"] = sum(s["right"] for s in mine)
-        row["samples_in_format"] = sum(s["in_format"] for s in mine) / len(mine)
+        samples = sampled[i * settings.samples : (i + 1) * settings.samples]
+        row["samples_right"] = sum(sample["right"] for sample in samples)
+        row["samples_in_format"] = sum(sample["in_format"] for sample in samples) / len(samples)
 
 
 def _columns(problems: Sequence[dict]) -> dict[str, list]:
@@ -181,12 +232,12 @@ def _columns(problems: Sequence[dict]) -> dict[str, list]:
 
 
 def _check(answers: list[dict], problems: Sequence[dict], settings: ProblemSettings, name: str) -> None:
-    """Adds to every answer whether it is right, in the form wanted, and right in every step that can be checked."""
-    texts, columns = [a["completion"] for a in answers], _columns(problems)
+    """Adds to every answer whether it is right, in the desired form, and right in every step that can be checked."""
+    texts, columns = [answer["completion"] for answer in answers], _columns(problems)
     right = [reward == 1.0 for reward in settings.verifier(texts, **columns)]
-    formed = settings.format_func(texts, **columns) if settings.format_func else [1.0] * len(texts)
+    forms = settings.format_func(texts, **columns) if settings.format_func else [1.0] * len(texts)
     steps = verifiers.steps(texts, **columns)
-    for answer, is_right, form, step in zip(answers, right, formed, steps, strict=True):
+    for answer, is_right, form, step in zip(answers, right, forms, steps, strict=True):
         answer |= {f"{name}right": is_right, f"{name}in_format": form == 1.0}
         answer[f"{name}derivation_right"] = is_right and step == 1.0
 
@@ -200,7 +251,7 @@ def _problem_metrics(rows: list[dict], settings: ProblemSettings) -> dict:
     if settings.samples:
         right, n = [row["samples_right"] for row in rows], settings.samples
         for k in sorted({1, n} | {2**i for i in range(n.bit_length()) if 2**i <= n}):
-            found = PassAtK().compute(predictions=right, references=[n] * len(rows), k=k)
-            metrics |= {f"sampled_{name}": value for name, value in found.items()}
+            chances = _computed(PassAtK(), predictions=right, references=[n] * len(rows), k=k)
+            metrics |= {f"sampled_{name}": value for name, value in chances.items()}
         metrics["sampled_in_format"] = sum(row["samples_in_format"] for row in rows) / len(rows)
     return metrics

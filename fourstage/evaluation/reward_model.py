@@ -6,28 +6,44 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fourstage.models.encoding import conversation_ids
 
 _BINS = 10
 
 
-def measure(model, tokenizer, rows: Sequence[Mapping], longer: bool, batch_size: int = 16) -> tuple[dict, list[dict]]:
-    """The report of a model on `rows`, and a few of them with their scores; `longer` as in `preference_report`."""
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping],
+    longer: bool,
+    batch_size: int = 16,
+) -> tuple[dict, list[dict]]:
+    """The report of a reward model on `rows`, and a few rows with their scores; `longer` as in `preference_report`."""
     chosen, rejected = score_pairs(model, tokenizer, rows, batch_size)
     return preference_report(chosen, rejected, rows, longer), sample_pairs(rows, chosen, rejected)
 
 
-def score_pairs(model, tokenizer, rows: Sequence[Mapping], batch_size: int = 16) -> tuple[list[float], list[float]]:
-    """Scores of the chosen and of the rejected answers of `rows` (columns as of `data.load_preferences`)."""
+def score_pairs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping], batch_size: int = 16
+) -> tuple[list[float], list[float]]:
+    """Scores of the chosen and of the rejected answers of `rows` (columns: see `data.loading.load_preferences`)."""
     conversations = [row["prompt"] + row[side] for side in ("chosen", "rejected") for row in rows]
     scores = score_conversations(model, tokenizer, conversations, batch_size)
     return scores[: len(rows)], scores[len(rows) :]
 
 
 @torch.no_grad()
-def score_conversations(model, tokenizer, conversations: Sequence[list[dict]], batch_size: int = 16) -> list[float]:
+def score_conversations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[list[dict]],
+    batch_size: int = 16,
+) -> list[float]:
     """One score for each list of turns, written with the chat template and padded on the right as in training."""
     model.eval()
-    ids = [tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"] for turns in conversations]
+    ids = [conversation_ids(tokenizer, turns) for turns in conversations]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding within a batch
     scores = [math.nan] * len(ids)
     for first in range(0, len(order), batch_size):
@@ -42,12 +58,12 @@ def score_conversations(model, tokenizer, conversations: Sequence[list[dict]], b
 
 
 def hits(better: Sequence[float], worse: Sequence[float]) -> list[float]:
-    """1.0 where `better` is above `worse`, 0.5 for a tie, else 0.0."""
+    """1.0 for each pair in which `better` is above `worse`, 0.5 for a tie, else 0.0."""
     return [(b > w) + 0.5 * (b == w) for b, w in zip(better, worse, strict=True)]
 
 
 def answer_lengths(rows: Iterable[Mapping]) -> tuple[list[int], list[int]]:
-    """Characters of the chosen and of the rejected answers; of several turns those of the assistant."""
+    """Characters of the chosen and of the rejected answers; only the assistant's turns count."""
     sides: tuple[list[int], list[int]] = ([], [])
     for row in rows:
         for side, lengths in zip(("chosen", "rejected"), sides, strict=True):
@@ -56,16 +72,16 @@ def answer_lengths(rows: Iterable[Mapping]) -> tuple[list[int], list[int]]:
 
 
 def longer_wins(rows: Iterable[Mapping]) -> bool:
-    """The length-only baseline, which is chosen on training rows: whether the longer answer is the better bet."""
+    """The length-only baseline, chosen on training rows: whether the longer answer wins at least half the pairs."""
     wins = hits(*answer_lengths(rows))
     return sum(wins) >= len(wins) / 2
 
 
 def clustered_error(values: Sequence[float], groups: Sequence) -> float:
-    """Standard error of the mean of `values` where those of one group (answers to one prompt) are not independent.
+    """Standard error of the mean of `values`, which depend on each other within a group (answers to one prompt).
 
-    sqrt(G / (G - 1) * sum over groups of (sum of deviations)^2) / n; the usual one where every group has one value, and
-    0.0 for a single group. Cameron and Miller, 2015, section II.
+    sqrt(G / (G - 1) * sum over the G groups of (sum of deviations)^2) / n. It equals the usual standard error if every
+    group has one value, and is 0.0 for a single group. Source: Cameron and Miller, 2015, section II.
     Example: values 1, 1, 0, 0 in groups a, a, b, b -> 0.5, as if there were two values.
     """
     mean = sum(values) / len(values)
@@ -78,7 +94,7 @@ def clustered_error(values: Sequence[float], groups: Sequence) -> float:
 
 
 def calibration_error(margins: Sequence[float]) -> float:
-    """Expected calibration error: |share right - mean confidence| over 10 bins of confidence, weighted by their pairs.
+    """Expected calibration error: |share right - mean confidence|, averaged over 10 bins weighted by their pairs.
 
     A pair's confidence is sigmoid(|margin|), the probability that the model gives to its own choice, from 0.5 to 1.
     Example: margins ln 3, ln 3, -ln 3 (confidence 0.75, two of three right) -> 0.083.
@@ -91,47 +107,48 @@ def calibration_error(margins: Sequence[float]) -> float:
 
 
 def log_loss(margins: Sequence[float]) -> float:
-    """Mean of -ln sigmoid(margin) in nats; ln 2 = 0.693 for a model that knows nothing."""
+    """Mean of -ln sigmoid(margin) in nats; ln 2 = 0.693 if all margins are 0."""
     return sum(max(-m, 0.0) + math.log1p(math.exp(-abs(m))) for m in margins) / len(margins)
 
 
 def preference_report(
     chosen: Sequence[float], rejected: Sequence[float], rows: Sequence[Mapping], longer: bool
 ) -> dict[str, float | str]:
-    """The numbers of a reward model on held-out pairs, flat, for run.json.
+    """The metrics of a reward model on held-out pairs, flat, for run.json.
 
-    Standard errors count the prompts, not the pairs. `above_length_baseline` is the difference to the length-only
-    baseline `longer` (see `longer_wins`), pair by pair. A `warning` is there if it is not two standard errors above 0.
+    Standard errors count the prompts, not the pairs. `above_length_baseline` is the accuracy minus that of the
+    length-only baseline `longer` (see `longer_wins`), pair by pair. The report has a `warning` unless this difference
+    is more than two standard errors above 0.
     """
     right, margins = hits(chosen, rejected), [c - r for c, r in zip(chosen, rejected, strict=True)]
     prompts = [str(row["prompt"]) for row in rows]
     lengths = answer_lengths(rows)
     baseline = hits(*lengths) if longer else hits(*reversed(lengths))
     above = [model - length for model, length in zip(right, baseline, strict=True)]
-    report: dict[str, float | str] = {"reward_pairs": len(rows), "reward_prompts": len(set(prompts))}
-    named = {"reward_accuracy": right, "reward_margin": margins}
-    named |= {"length_baseline_accuracy": baseline, "above_length_baseline": above}
-    for name, values in named.items():
-        report[name] = sum(values) / len(values)
-        report[f"{name}_stderr"] = clustered_error(values, prompts)
-    report["reward_calibration_error"] = calibration_error(margins)
-    report["reward_log_loss"] = log_loss(margins)
-    report["length_baseline"] = "longer wins" if longer else "shorter wins"
+    metrics: dict[str, float] = {"reward_pairs": len(rows), "reward_prompts": len(set(prompts))}
+    series = {"reward_accuracy": right, "reward_margin": margins}
+    series |= {"length_baseline_accuracy": baseline, "above_length_baseline": above}
+    for name, values in series.items():
+        metrics[name] = sum(values) / len(values)
+        metrics[f"{name}_stderr"] = clustered_error(values, prompts)
+    metrics["reward_calibration_error"] = calibration_error(margins)
+    metrics["reward_log_loss"] = log_loss(margins)
+    report: dict[str, float | str] = {**metrics, "length_baseline": "longer wins" if longer else "shorter wins"}
     for kind in sorted({row["kind"] for row in rows if row.get("kind")}):
         of_kind = [value for value, row in zip(right, rows, strict=True) if row.get("kind") == kind]
         report |= {f"accuracy/{kind}": sum(of_kind) / len(of_kind), f"pairs/{kind}": len(of_kind)}
-    above_two_errors = report["above_length_baseline"] > 2 * report["above_length_baseline_stderr"]
-    if report["reward_prompts"] < 2 or not above_two_errors:
+    above_two_errors = metrics["above_length_baseline"] > 2 * metrics["above_length_baseline_stderr"]
+    if metrics["reward_prompts"] < 2 or not above_two_errors:
         report["warning"] = (
-            f"the model ({report['reward_accuracy']:.1%}) does not beat the rule that the "
-            f"{report['length_baseline'].replace('wins', 'answer wins')} ({report['length_baseline_accuracy']:.1%}) by "
-            "two standard errors; tuning a policy against it may only change the length of its answers"
+            f"the model ({metrics['reward_accuracy']:.1%}) does not beat the rule that the "
+            f"{'longer' if longer else 'shorter'} answer wins ({metrics['length_baseline_accuracy']:.1%}) by two "
+            "standard errors; tuning a policy against it may only change the length of its answers"
         )
     return report
 
 
 def describe_report(report: Mapping) -> str:
-    """For people: the report in a few lines."""
+    """The report in a few lines of text."""
 
     def share(name: str, unit: str = "%") -> str:
         return f"{100 * report[name]:.1f} {unit} ± {100 * report[f'{name}_stderr']:.1f}"
@@ -151,7 +168,9 @@ def describe_report(report: Mapping) -> str:
     return "\n".join(lines)
 
 
-def sample_pairs(rows: Sequence[Mapping], chosen: Sequence[float], rejected: Sequence[float], count: int = 4) -> list:
+def sample_pairs(
+    rows: Sequence[Mapping], chosen: Sequence[float], rejected: Sequence[float], count: int = 4
+) -> list[dict]:
     """A few pairs with their scores, evenly spaced, for samples.jsonl and the model card."""
     return [
         {

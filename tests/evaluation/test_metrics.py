@@ -252,7 +252,7 @@ def test_pass_at_k_of_several_problems():
     chances = [1 - 21 / 45, 0.0]  # C(7, 2) / C(10, 2) by hand
     assert found["pass@2"] == pytest.approx(sum(chances) / 2)
     assert found["pass@2_stderr"] == pytest.approx(statistics.stdev(chances) / math.sqrt(2))
-    with pytest.raises(ValueError, match="k=11 must be between 1 and the 10 samples"):
+    with pytest.raises(ValueError, match="k=11 must be between 1 and 10"):
         pass_at_k(10, 1, 11)
 
 
