@@ -1,62 +1,77 @@
-"""How many tokens a row has as its trainer reads it, and what happens to rows that are too long."""
+"""Counts the tokens of a row as its trainer reads it, and drops or refuses rows that are too long."""
 
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
-from datasets import (
-    Dataset,
-)
+from datasets import Dataset, IterableDataset
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 from trl.data_utils import is_conversational
 
 from fourstage.data.sources import Rows
 
 
-def conversation_tokens(tokenizer, row: dict) -> int:
-    """Tokens of a row of `load_conversations`, as the chat template writes it."""
-    return len(tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=True)["input_ids"])
+def drop_overlong(
+    data: Rows,
+    count_tokens: Callable[[dict], int],
+    max_length: int,
+    overlong: str,
+    name: str,
+    fix: str = "raise --max_length",
+) -> Rows:
+    """Drops the rows of more than `max_length` tokens, so that no end token is ever cut off; prints how many.
 
-
-def drop_overlong(data: Rows, count_tokens: Callable[[dict], int], max_length: int, overlong: str, name: str) -> Rows:
-    """Leaves out rows of more than `max_length` tokens, so that no end token is ever cut off; says how many.
-
+    Args:
+        count_tokens: the tokens of a row, by one of the functions below.
+        overlong: "drop", or "error" to refuse data with such a row.
+        name: of the rows, for messages: "train" or "held-out".
+        fix: what to do about rows that are too long, for messages.
     Raises:
-        ValueError: with overlong="error", for the first such row; and if no row is short enough.
+        ValueError: if `overlong` is "error", for the first row that is too long; otherwise if all rows are too long.
     """
 
     def fits(row: dict, index: int) -> bool:
         tokens = count_tokens(row)
         if tokens > max_length and overlong == "error":
             raise ValueError(
-                f"{name} row {index + 1} has {tokens:,} tokens, max_length is {max_length:,}; "
-                "raise --max_length, or leave such rows out with --overlong drop"
+                f"{name} row {index + 1} has {tokens:,} tokens, but at most {max_length:,} are allowed; "
+                f"{fix}, or drop such rows with --overlong drop"
             )
         return tokens <= max_length
 
-    kept = data.filter(fits, with_indices=True)
-    if isinstance(data, Dataset):
-        if not len(kept):
-            raise ValueError(
-                f"all {len(data):,} {name} rows are longer than max_length={max_length}; raise --max_length"
-            )
-        print(f"{name}: {len(data) - len(kept):,} of {len(data):,} rows dropped, longer than {max_length:,} tokens")
-    return kept
+    if isinstance(data, IterableDataset):
+        return data.filter(fits, with_indices=True)
+    short: Dataset = data.filter(fits, with_indices=True)
+    if not len(short):
+        raise ValueError(f"all {len(data):,} {name} rows have more than {max_length:,} tokens; {fix}")
+    print(f"{name}: {len(data) - len(short):,} of {len(data):,} rows dropped, longer than {max_length:,} tokens")
+    return short
 
 
-def pair_tokens(tokenizer, row: Mapping) -> int:
+def conversation_tokens(tokenizer: PreTrainedTokenizerBase, row: Mapping) -> int:
+    """Tokens of a row of `load_conversations`, as the chat template writes it."""
+    return len(_template_ids(tokenizer, row["prompt"] + row["completion"]))
+
+
+def pair_tokens(tokenizer: PreTrainedTokenizerBase, row: Mapping) -> int:
     """Tokens of the longer side of a pair, with its prompt."""
-    sides = [row["prompt"] + row[side] for side in ("chosen", "rejected")]
-    return max(len(tokenizer.apply_chat_template(side, return_dict=True)["input_ids"]) for side in sides)
+    return max(len(_template_ids(tokenizer, row["prompt"] + row[side])) for side in ("chosen", "rejected"))
 
 
-def prompt_ids(tokenizer, prompt: str | list[dict], template_options: dict | None = None) -> list[int]:
-    """Ids of a prompt as the policy reads it: text, or turns by the chat template with the mark to answer."""
-    if not is_conversational({"prompt": prompt}):
-        return tokenizer(text=prompt)["input_ids"]
-    encoded = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, return_dict=True, **(template_options or {})
-    )
-    return encoded["input_ids"]
-
-
-def prompt_tokens(tokenizer, row: dict) -> int:
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, row: Mapping) -> int:
     """Tokens of a row's `prompt`, as `prompt_ids` gives them."""
     return len(prompt_ids(tokenizer, row["prompt"]))
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict], template_options: dict | None = None
+) -> list[int]:
+    """Ids of a prompt as the policy reads it: of a text, or of turns and the generation prompt of the chat template."""
+    if isinstance(prompt, str) or not is_conversational({"prompt": prompt}):
+        return tokenizer(text=prompt)["input_ids"]
+    return _template_ids(tokenizer, prompt, add_generation_prompt=True, **(template_options or {}))
+
+
+def _template_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict], **options: Any) -> list[int]:
+    # With return_dict it is always a BatchEncoding; the annotation of transformers names every type it may return.
+    encoded = cast(BatchEncoding, tokenizer.apply_chat_template(turns, return_dict=True, **options))
+    return encoded["input_ids"]

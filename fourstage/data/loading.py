@@ -1,23 +1,16 @@
-"""Loads rows from the Hub, local files, folders or a mixture; checks them; brings them into TRL's formats."""
+"""Loads rows from the Hub, local files, folders or a mixture; checks them and converts them to TRL's formats."""
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import cast
 
-from datasets import (
-    Dataset,
-    Features,
-    IterableDataset,
-    List,
-    Value,
-    concatenate_datasets,
-    interleave_datasets,
-)
+from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, interleave_datasets
 
 from fourstage.arguments import DataArguments
 from fourstage.data import formats
-from fourstage.data.problems import gold_check, problem_row
+from fourstage.data.problems import ProblemArguments, gold_check, problem_row
 from fourstage.data.sources import RowError, Rows, load_source, numbered, one_line_errors, sources
 
 _STREAM_BUFFER, _STREAM_CHECKED, _STREAM_HELD_OUT = 1_000, 1_000, 200
@@ -32,15 +25,16 @@ _FEATURES = {
 }
 
 
-def load_texts(data_args, seed: int, text_field: str = "text") -> tuple[Rows, Rows]:
-    """Documents to train on and documents held out, each with the one column `text`, none of them empty.
+def load_texts(data_args: DataArguments, seed: int, text_field: str = "text") -> tuple[Rows, Dataset]:
+    """Documents to train on and documents held out: one column, `text`, in which no text is empty.
 
-    Raises ValueError for a missing column or file, a broken line, bytes that are not UTF-8, or nothing but empty texts.
+    Raises:
+        ValueError: for a missing column or file, a broken line, bytes that are not UTF-8, or only empty texts.
     """
     return _load(data_args, "pretrain", seed, lambda row: formats.text_row(row, text_field))
 
 
-def load_conversations(data_args, seed: int) -> tuple[Rows, Rows]:
+def load_conversations(data_args: DataArguments, seed: int) -> tuple[Rows, Dataset]:
     """Conversations to train on and held out: `prompt` (turns before the first answer) and `completion` (the rest).
 
     Accepts `messages`, ShareGPT `conversations`, `prompt`/`completion`, Alpaca and `question`/`answer` rows.
@@ -48,41 +42,43 @@ def load_conversations(data_args, seed: int) -> tuple[Rows, Rows]:
     return _load(data_args, "sft", seed, formats.conversation_row)
 
 
-def load_preferences(data_args, seed: int) -> tuple[Rows, Rows]:
-    """Pairs to train on and held out: `prompt`, `chosen` and `rejected` as turns, `margin` and `kind` where some row
-    has one (of a stream: one of the first 1,000). No prompt is on both sides.
+def load_preferences(data_args: DataArguments, seed: int) -> tuple[Rows, Dataset]:
+    """Pairs to train on and held out: `prompt`, `chosen` and `rejected` as turns.
 
-    Accepts what `formats.preference_row` does, and leaves out what it leaves out.
+    There are columns `margin` and `kind` if any row has one; of a stream, any of the first 1,000 rows. No prompt is in
+    both parts. `formats.preference_row` documents what is accepted and what is left out.
     """
     train, test = _load(data_args, "reward", seed, formats.preference_row)
     parts = [part if isinstance(part, Dataset) else part.take(_STREAM_CHECKED) for part in (train, test)]
-    seen = [row for part in parts for row in part.select_columns(["margin", "kind"])]
-    unused = [name for name in ("margin", "kind") if not any(row[name] for row in seen)]
+    rows = [row for part in parts for row in part.select_columns(["margin", "kind"])]
+    unused = [name for name in ("margin", "kind") if not any(row[name] for row in rows)]
     return train.remove_columns(unused), test.remove_columns(unused)
 
 
-def load_prompts(data_args, seed: int) -> tuple[Rows, Rows]:
+def load_prompts(data_args: DataArguments, seed: int) -> tuple[Rows, Dataset]:
     """Prompts to train on and held out: `prompt` as turns, and every other column for the reward functions.
 
-    Reads the rows of any stage (`formats.prompt_row`). No prompt is on both sides.
+    Reads the rows of any stage (`formats.prompt_row`). No prompt is in both parts.
     """
     return _load(data_args, "ppo", seed, formats.prompt_row)
 
 
-def load_problems(data_args, seed: int, functions: Sequence[Callable], training_args) -> tuple[Rows, Rows]:
+def load_problems(
+    data_args: DataArguments, seed: int, functions: Sequence[Callable], training_args: ProblemArguments
+) -> tuple[Rows, Dataset]:
     """Problems to train on and held out: `prompt` as turns, `answer`, and every other column for the reward functions.
 
-    Reads what `problems.problem_row` does, puts `training_args.system_prompt` before it, and asks the verifiers among
-    `functions` about each right answer (`problems.gold_check`). No prompt is on both sides.
+    Reads the rows that `problems.problem_row` documents, puts `training_args.system_prompt` before each prompt, and
+    checks each right answer with the verifiers among `functions` (`problems.gold_check`). No prompt is in both parts.
     """
     return _load(data_args, "grpo", seed, problem_format(functions, training_args))
 
 
-def problem_format(functions: Sequence[Callable], training_args) -> formats.Convert:
-    """The conversion of `load_problems`: a row to a checked problem."""
+def problem_format(functions: Sequence[Callable], training_args: ProblemArguments) -> formats.Convert:
+    """The conversion that `load_problems` applies: from a row to a checked problem."""
     check = gold_check(functions, training_args.unverifiable)
 
-    def convert(row: dict) -> dict | str | None:
+    def convert(row: Mapping) -> dict | str | None:
         problem = problem_row(row, training_args.system_prompt)
         return (check(problem) or problem) if isinstance(problem, dict) else problem
 
@@ -90,20 +86,37 @@ def problem_format(functions: Sequence[Callable], training_args) -> formats.Conv
 
 
 def held_out_rows(
-    stage: str, dataset_name: str | None, data_args, seed: int, convert: formats.Convert | None = None
+    stage: str,
+    dataset_name: str | None,
+    data_args: DataArguments | None,
+    seed: int,
+    convert: formats.Convert | None = None,
 ) -> Rows:
-    """What to measure on: the test split of `dataset_name`, or all of it, if it is given; else the part that a run
-    with `data_args` and `seed` held out. `convert` is the format of the rows, the stage's own by default."""
-    own = {"pretrain": formats.text_row, "sft": formats.conversation_row, "reward": formats.preference_row}
-    convert = convert or (own | {"ppo": formats.prompt_row})[stage]
+    """The rows to measure a model on.
+
+    Args:
+        stage: the stage of the model.
+        dataset_name: data to measure on, by its test split, or all of it where it has none.
+        data_args: used without `dataset_name`: those of a run, which held these rows out.
+        seed: of that run.
+        convert: the format of the rows; by default the stage's own.
+    """
+    stage_formats: dict[str, formats.Convert] = {
+        "pretrain": formats.text_row,
+        "sft": formats.conversation_row,
+        "reward": formats.preference_row,
+        "ppo": formats.prompt_row,
+    }
+    convert = convert or stage_formats[stage]
     if not dataset_name:
+        assert data_args is not None, "held_out_rows needs dataset_name or data_args"
         return _load(data_args, stage, seed, convert)[1]
     train, test = load_source({"dataset_name": dataset_name}, DataArguments(dataset_name=dataset_name), stage)
     return _convert(train if test is None else test, convert, stage, dataset_name)
 
 
 def fingerprint(data: Rows) -> str:
-    """A hash of the first 1,000 rows and, where it is known, of the number of rows."""
+    """A hash of the first 1,000 rows, followed by the number of rows, or by "stream" where that is unknown."""
     digest = hashlib.sha256()
     for row in data.take(_STREAM_CHECKED):
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())
@@ -111,44 +124,57 @@ def fingerprint(data: Rows) -> str:
 
 
 def describe(data: Rows) -> str:
-    """For people: the number of rows, where it is known."""
+    """The number of rows for people, such as "9,000 rows"; "a stream" where it is unknown."""
     return f"{len(data):,} rows" if isinstance(data, Dataset) else "a stream"
 
 
-def _load(data_args, stage: str, seed: int, convert: formats.Convert) -> tuple[Rows, Rows]:
-    """Every source: load and convert; hold out of all together; mix the training parts by weight, join the others."""
+def _load(data_args: DataArguments, stage: str, seed: int, convert: formats.Convert) -> tuple[Rows, Dataset]:
+    """Loads and converts every source, and holds rows out of those that have no test split, of all of them together.
+
+    Of several sources the training rows are mixed by weight; the held-out rows follow one another.
+    """
     entries = sources(data_args)
-    parts = []
-    for source in entries:
-        train, test = (
-            None if part is None else _convert(part, convert, stage, source["dataset_name"])
-            for part in load_source(source, data_args, stage)
-        )
-        if isinstance(test, IterableDataset):
-            test = _first_rows(test)
-        if test is None and stage == "pretrain" and isinstance(train, Dataset) and len(train) == 1:
-            train, test = _split_long_document(train, data_args.test_split_size)
-        parts.append((train, test))
-    undivided = [train for train, test in parts if test is None]
+    loaded = [_load_source(source, data_args, convert, stage) for source in entries]
+    undivided = [train for train, test in loaded if test is None]
     key = "prompt" if stage in ("reward", "ppo", "grpo") else None
     divided = iter(hold_out(undivided, data_args.test_split_size, seed, key) if undivided else [])
-    parts = [next(divided) if test is None else (train, test) for train, test in parts]
+    parts = [next(divided) if test is None else (train, test) for train, test in loaded]
     train, test = parts[0]
     if len(parts) > 1:
         weights = [float(source.get("weight", 1.0)) for source in entries]
-        shares = [weight / sum(weights) for weight in weights]
-        train = interleave_datasets(
-            [part for part, _ in parts], probabilities=shares, seed=seed, stopping_strategy="all_exhausted"
-        )
-        test = concatenate_datasets([part for _, part in parts])
+        train = _mix([train for train, _ in parts], weights, seed)
+        test = concatenate_datasets([test for _, test in parts])
     if isinstance(train, IterableDataset):
         train = train.shuffle(seed=seed, buffer_size=_STREAM_BUFFER)
     return train, test
 
 
+def _load_source(
+    source: dict, data_args: DataArguments, convert: formats.Convert, stage: str
+) -> tuple[Rows, Dataset | None]:
+    """Converted training rows, and test rows where the source has some or is one long document to be cut."""
+    name = source["dataset_name"]
+    train, test = load_source(source, data_args, stage)
+    train = _convert(train, convert, stage, name)
+    if test is not None:
+        test = _convert(test, convert, stage, name)
+        return train, _first_rows(test) if isinstance(test, IterableDataset) else test
+    if stage == "pretrain" and isinstance(train, Dataset) and len(train) == 1:
+        return _split_long_document(train, data_args.test_split_size)
+    return train, None
+
+
+def _mix(parts: Sequence[Rows], weights: Sequence[float], seed: int) -> Rows:
+    """Rows drawn from all parts at random, by their weights, until the last part has been read once."""
+    shares = [weight / sum(weights) for weight in weights]
+    same_kind = cast("list[Dataset]", parts)  # a run streams all of its sources or none; datasets refuses a mixture
+    return interleave_datasets(same_kind, probabilities=shares, seed=seed, stopping_strategy="all_exhausted")
+
+
 def _convert(data: Rows, convert: formats.Convert, stage: str, name: str) -> Rows:
-    """Applies `convert` to every row; rows it leaves out are counted by reason where the data has a length."""
-    features, left_out = _FEATURES.get(stage), Counter()
+    """Applies `convert` to every row; of data with a length, the rows left out are counted and printed by reason."""
+    features = _FEATURES.get(stage)
+    left_out: Counter[str] = Counter()
     if features is None:
         features = _prompt_features(data) if stage == "ppo" else _problem_features(data, convert, name)
 
@@ -163,49 +189,71 @@ def _convert(data: Rows, convert: formats.Convert, stage: str, name: str) -> Row
     with one_line_errors(name):
         first = next(iter(data), None)
         if first is None:
-            raise RowError(f"{name}: no rows; it is empty, so fill it or choose another")
-        options = {"with_indices": True, "batched": True, "batch_size": _BATCH, "remove_columns": list(first)}
+            raise RowError(f"{name} has no rows; fill it or choose another")
+        columns = list(first)
         if isinstance(data, IterableDataset):
-            data = data.map(convert_batch, features=features, **options)
-            some = next(iter(list(data.take(_STREAM_CHECKED))), None)  # a bad row stops before the first step
+            rows = data.map(
+                convert_batch,
+                with_indices=True,
+                batched=True,
+                batch_size=_BATCH,
+                remove_columns=columns,
+                features=features,
+            )
+            is_empty = not list(rows.take(_STREAM_CHECKED))  # a bad row stops before the first step
         else:
-            found = len(data)  # not from the cache: it would not notice another version of this package
-            data = data.map(convert_batch, features=features, load_from_cache_file=False, **options)
-            some = len(data) or None
+            # Not from the cache, which would not notice another version of this package.
+            rows = data.map(
+                convert_batch,
+                with_indices=True,
+                batched=True,
+                batch_size=_BATCH,
+                remove_columns=columns,
+                features=features,
+                load_from_cache_file=False,
+            )
+            is_empty = not len(rows)
             for reason, count in left_out.items():
-                print(f"{name}: {count:,} of {found:,} rows are {reason} and left out")
-    if some is None:
+                print(f"{name}: {count:,} of {len(data):,} rows are {reason} and left out")
+    if is_empty:
         why = "have empty texts" if "empty" in left_out else f"are {' or '.join(left_out)}"
-        raise ValueError(f"{name}: all rows {why}, there is nothing to train on; choose other data")
-    return data
+        raise ValueError(f"{name}: all rows {why}, so there is nothing to train on; choose other data")
+    return rows
 
 
 def _prompt_features(data: Rows) -> Features:
-    """Prompts as turns, the columns that rewards may need as they are."""
-    found = data.features or Dataset.from_list(list(data.take(_STREAM_CHECKED))).features
-    kept = {n: kind for n, kind in found.items() if n not in formats.ASKING_COLUMNS + formats.ANSWERED_COLUMNS}
-    return Features({"prompt": _TURNS, **kept})
+    """Prompts as turns; the columns that rewards may need keep their types."""
+    types = data.features or Dataset.from_list(list(data.take(_STREAM_CHECKED))).features
+    replaced = formats.ASKING_COLUMNS + formats.ANSWERED_COLUMNS
+    return Features({"prompt": _TURNS, **{name: kind for name, kind in types.items() if name not in replaced}})
 
 
 def _problem_features(data: Rows, convert: formats.Convert, name: str) -> Features:
-    """Prompts as turns, answers as text, and every other column as the first 1,000 rows have it."""
+    """Prompts as turns, answers as text, and every other column with its type in the first 1,000 rows."""
     with one_line_errors(name):
-        found = []
+        converted = []
         for index, row in enumerate(data.take(_STREAM_CHECKED)):
             with numbered(name, index):
-                found.append(convert(row))
-    found = [row for row in found if isinstance(row, dict)] or [{"prompt": []}]
-    names = list(dict.fromkeys(key for row in found for key in row))
-    columns = Dataset.from_list([{key: row.get(key) for key in names} for row in found]).features
+                converted.append(convert(row))
+    problems = [row for row in converted if isinstance(row, dict)] or [{"prompt": []}]
+    names = list(dict.fromkeys(key for row in problems for key in row))
+    columns = Dataset.from_list([{key: row.get(key) for key in names} for row in problems]).features
     texts = {key: Value("string") for key in ("answer", "derivation") if key in columns}
     return Features({**columns, **texts, "prompt": _TURNS})
 
 
-def hold_out(parts: Sequence[Rows], share: float, seed: int, key: str | None = None) -> list[tuple[Rows, Rows]]:
-    """Splits each part by a seeded hash of a row's content, or of its column `key`: the same rows every time, and
-    copies of a row (or rows with the same `key`), in one part or in several, never on both sides.
+def hold_out(parts: Sequence[Rows], share: float, seed: int, key: str | None = None) -> list[tuple[Rows, Dataset]]:
+    """Splits each part into rows to train on and rows held out: the same split every time.
 
-    At least one row of data sets is held out, in all. Of a stream the test part is the first 200 held-out rows.
+    A seeded hash of a row's content, or of its column `key`, decides. So copies of a row (or rows with the same `key`)
+    are either all held out or all trained on, whichever parts they are in.
+
+    Args:
+        parts: all of them data sets, or all of them streams.
+        share: of the rows, to hold out. Of data sets it is at least one row; of a stream, the first 200 held-out rows
+            are returned.
+    Raises:
+        ValueError: if there are not two different rows, or if all rows of a part would be held out.
     """
 
     def position(row: dict) -> float:
@@ -214,25 +262,28 @@ def hold_out(parts: Sequence[Rows], share: float, seed: int, key: str | None = N
         return int.from_bytes(digest[:8]) / 2**64
 
     if isinstance(parts[0], IterableDataset):
-        return [_divide_stream(part, lambda row: position(row) < share) for part in parts]
-    positions = [[position(row) for row in part] for part in parts]
-    ranked = sorted({place for part in positions for place in part})
+        streams = cast("Sequence[IterableDataset]", parts)
+        return [_divide_stream(stream, lambda row: position(row) < share) for stream in streams]
+    tables = cast("Sequence[Dataset]", parts)
+    positions = [[position(row) for row in table] for table in tables]
+    ranked = sorted({place for places in positions for place in places})
     if len(ranked) < 2:
-        raise ValueError("one document or copies of one are too few to hold some out; give at least two different ones")
+        raise ValueError("nothing can be held out of one document or copies of one; give at least two different ones")
     threshold = ranked[min(max(1, round(share * len(ranked))), len(ranked) - 1) - 1]
-    divided = []
-    for part, places in zip(parts, positions, strict=True):
-        train = part.select([i for i, place in enumerate(places) if place > threshold])
+    divided: list[tuple[Rows, Dataset]] = []
+    for table, places in zip(tables, positions, strict=True):
+        train = table.select([i for i, place in enumerate(places) if place > threshold])
         if not len(train):
-            raise ValueError(f"all rows of a source ({len(part):,}) would be held out; give it more, or leave it out")
-        divided.append((train, part.select([i for i, place in enumerate(places) if place <= threshold])))
+            raise ValueError(f"all {len(table):,} rows of a source would be held out; give it more, or leave it out")
+        divided.append((train, table.select([i for i, place in enumerate(places) if place <= threshold])))
     return divided
 
 
 def _divide_stream(data: IterableDataset, is_held_out: Callable[[dict], bool]) -> tuple[IterableDataset, Dataset]:
-    train, test = data.filter(lambda row: not is_held_out(row)), data.filter(is_held_out)
+    train = data.filter(lambda row: not is_held_out(row))
+    test = data.filter(is_held_out)
     if next(iter(train), None) is None or next(iter(test), None) is None:
-        raise ValueError("a stream has too few rows to hold some out; leave out --dataset_streaming or give more data")
+        raise ValueError("a stream has too few rows to hold some out; drop --dataset_streaming, or give more data")
     return train, _first_rows(test)
 
 
@@ -242,10 +293,11 @@ def _first_rows(data: IterableDataset) -> Dataset:
 
 
 def _split_long_document(data: Dataset, share: float) -> tuple[Dataset, Dataset]:
-    """One single document: its end is held out, from the paragraph or line break next after `1 - share` of it."""
+    """Cuts a single document in two: its end is held out, from the first paragraph or line break after `1 - share`."""
     text = data[0]["text"]
-    wanted = int(len(text) * (1 - share))
-    cut = next((at for at in (text.find("\n\n", wanted), text.find("\n", wanted), wanted) if 0 < at < len(text)), 0)
+    target = int(len(text) * (1 - share))
+    candidates = (text.find("\n\n", target), text.find("\n", target), target)
+    cut = next((position for position in candidates if 0 < position < len(text)), 0)
     head, tail = text[:cut], text[cut:].lstrip("\n")
     if not head.strip() or not tail.strip():
         raise ValueError("the data is one short document, so nothing can be held out; give more documents")

@@ -1,16 +1,18 @@
-"""Finds what a data name stands for, a Hub id, files, a folder or embedded rows, and reads it; errors take one line."""
+"""Finds what a data name stands for (a Hub id, a file, a folder, embedded or generated rows) and reads it."""
 
 import gzip
 import json
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
+
+from fourstage.arguments import DataArguments
 
 Rows = Dataset | IterableDataset
 _BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -18,13 +20,19 @@ _TEST_NAMES = ("test", "validation", "valid", "val", "dev")
 
 
 class RowError(ValueError):
-    """A row that fits no format; names the source and the row's number."""
+    """A row that fits no format; the message names the source and the number of the row."""
 
 
-def sources(data_args) -> list[dict]:
+def sources(data_args: DataArguments) -> list[dict]:
+    """The sources to read: the entries of `datasets`, or one entry for `dataset_name`.
+
+    Raises:
+        ValueError: if both or neither are given, for an entry with unknown keys or without a name, for a weight that is
+            not above 0, and for a test_split_size that is not between 0 and 1.
+    """
     if bool(data_args.dataset_name) == bool(data_args.datasets):
-        got = "both" if data_args.dataset_name else "neither"
-        raise ValueError(f"give either --dataset_name or `datasets:` in the YAML, got {got}")
+        given = "both" if data_args.dataset_name else "neither"
+        raise ValueError(f"give either --dataset_name or `datasets:` in the YAML, got {given}")
     if not 0 < data_args.test_split_size < 1:
         raise ValueError(f"test_split_size={data_args.test_split_size} must be a share between 0 and 1, such as 0.05")
     if data_args.dataset_name:
@@ -43,14 +51,14 @@ def sources(data_args) -> list[dict]:
     return data_args.datasets
 
 
-def load_source(source: dict, data_args, stage: str) -> tuple[Rows, Rows | None]:
-    """Training rows and, where the source has a test split of its own, test rows."""
+def load_source(source: dict, data_args: DataArguments, stage: str) -> tuple[Rows, Rows | None]:
+    """Training rows, and test rows where the source has a test split of its own."""
     name, path = source["dataset_name"], Path(source["dataset_name"])
     if name == "fourstage/demo":
         from fourstage.data.embedded.rows import demo_rows
 
         train, test = (Dataset.from_list(part) for part in demo_rows(stage))
-        return train.to_iterable_dataset() if data_args.dataset_streaming else train, test
+        return (train.to_iterable_dataset() if data_args.dataset_streaming else train), test
     if name.startswith("reasoning-gym/") and not path.exists():
         return _make_task(name, source.get("task_settings", data_args.task_settings), data_args)
     if path.exists():
@@ -59,15 +67,17 @@ def load_source(source: dict, data_args, stage: str) -> tuple[Rows, Rows | None]
         raise ValueError(f"dataset_name={name}: no such file or folder")
     else:
         splits = _load_hub(name, source.get("dataset_config", data_args.dataset_config), data_args.dataset_streaming)
-    wanted = source.get("dataset_train_split", data_args.dataset_train_split)
-    if wanted not in splits:
-        raise ValueError(f"{name} has no split {wanted!r}, it has {sorted(splits)}; choose with --dataset_train_split")
+    train_split = source.get("dataset_train_split", data_args.dataset_train_split)
+    if train_split not in splits:
+        raise ValueError(
+            f"{name} has no split {train_split!r}, it has {sorted(splits)}; choose with --dataset_train_split"
+        )
     test = next((splits[key] for key in (data_args.dataset_test_split, "validation") if key in splits), None)
-    return splits[wanted], test
+    return splits[train_split], test
 
 
-def _make_task(name: str, settings: dict | str | None, data_args) -> tuple[Dataset, Dataset]:
-    """Generated rows, the same ones whatever the seed of the run."""
+def _make_task(name: str, settings: dict | str | None, data_args: DataArguments) -> tuple[Dataset, Dataset]:
+    """Generated rows; they are the same for every seed of the run."""
     from fourstage.data.reasoning_gym import task_split
 
     try:
@@ -94,12 +104,12 @@ def _load_hub(name: str, config: str | None, streaming: bool) -> dict:
 
 
 def _load_local(path: Path, streaming: bool) -> dict:
-    """Files by split: a folder's are told apart by name, as in `validation.jsonl.gz` or `test/part1.txt`."""
+    """Reads files by split, which in a folder their names give: `validation.jsonl.gz`, `test/part1.txt`."""
     files = _files(path)
-    kinds = {_kind(file) for file in files}
-    if len(kinds) != 1 or None in kinds:
+    kind = _kind(files[0]) if files else None
+    if kind is None or any(_kind(file) != kind for file in files):
         found = ", ".join(sorted({p.name for p in files})[:5]) or "no data file"
-        raise ValueError(f"{path}: want files of one kind ({' '.join(_BUILDERS)}, also .gz), found {found}")
+        raise ValueError(f"{path}: expected files of one kind ({' '.join(_BUILDERS)}, also .gz), found {found}")
     empty = [str(file) for file in files if file.stat().st_size == 0]
     if empty:
         raise ValueError(f"{empty[0]} is empty; remove it or fill it")
@@ -107,10 +117,10 @@ def _load_local(path: Path, streaming: bool) -> dict:
     for file in files:
         split = _split_of(str(file.relative_to(path))) if path.is_dir() else "train"
         by_split.setdefault(split, []).append(str(file))
-    kind = kinds.pop()
-    options = {"sample_by": "document"} if kind == "text" else {}
     with one_line_errors(str(path)):
-        return dict(load_dataset(kind, data_files=by_split, streaming=streaming, **options))
+        if kind == "text":
+            return dict(load_dataset("text", data_files=by_split, streaming=streaming, sample_by="document"))
+        return dict(load_dataset(kind, data_files=by_split, streaming=streaming))
 
 
 def _kind(path: Path) -> str | None:
@@ -123,13 +133,13 @@ def _files(path: Path) -> list[Path]:
 
 def _split_of(name: str) -> str:
     words = re.split(r"[^a-z]+", name.lower())
-    name = next((word for word in words if word in _TEST_NAMES), "train")
-    return name if name in ("train", "test") else "validation"
+    split = next((word for word in words if word in _TEST_NAMES), "train")
+    return split if split in ("train", "test") else "validation"
 
 
 @contextmanager
-def numbered(name: str, index: int) -> Iterator[None]:
-    """An error about a row says which one, counted from 1."""
+def numbered(name: str, index: int) -> Generator[None]:
+    """Adds the number of the row, counted from 1, to an error about it."""
     try:
         yield
     except ValueError as error:
@@ -137,8 +147,8 @@ def numbered(name: str, index: int) -> Iterator[None]:
 
 
 @contextmanager
-def one_line_errors(name: str) -> Iterator[None]:
-    """What the readers raise, of a dozen types, as one ValueError of one line: where the problem is, and the fix."""
+def one_line_errors(name: str) -> Generator[None]:
+    """Turns what the readers raise, a dozen types of error, into a ValueError of one line: where it is, and the fix."""
     try:
         yield
     except RowError:
@@ -149,12 +159,12 @@ def one_line_errors(name: str) -> Iterator[None]:
         if problem is None:
             cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
             text = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
-            problem = f"dataset_name={name} cannot be read, mend it or choose another: {text}"
+            problem = f"dataset_name={name} cannot be read; mend it or choose another: {text}"
         raise ValueError(problem) from error
 
 
 def _first_problem(file: Path) -> str | None:
-    """The line at which reading fails, looked for only after the fast reader has given up."""
+    """The line at which reading fails. This reads slowly, so only after the fast reader has failed."""
     suffix = Path(file.name.removesuffix(".gz")).suffix
     if suffix == ".parquet":
         return None
@@ -168,9 +178,9 @@ def _first_problem(file: Path) -> str | None:
         except UnicodeDecodeError as error:
             return f"{file} line {number}: not UTF-8 (byte {error.object[error.start]:#04x}); convert it to UTF-8"
         except UnicodeEncodeError:
-            return f"{file} line {number}: half a surrogate pair, which is no character; mend or remove the line"
+            return f"{file} line {number}: half a surrogate pair, which is not a character; mend or remove the line"
         except json.JSONDecodeError as error:
             return f"{file} line {number}: broken JSON ({error.msg} at column {error.colno}); mend or remove the line"
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-            return f"{file}: not a whole gzip file ({error}); fetch it again"
+            return f"{file}: an incomplete or broken gzip file ({error}); fetch it again"
     return None if number else f"{file} is empty; remove it or fill it"

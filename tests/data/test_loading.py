@@ -344,10 +344,22 @@ BAD_FILES = {
     ),
     "text not UTF-8": ("a.txt", b"a\nb\n\xff\xfe", ["a.txt line 3: not UTF-8 (byte 0xff)", "convert it"]),
     "table not UTF-8": ("a.csv", b"text\na\ncaf\xe9\n", ["a.csv line 3: not UTF-8", "convert it"]),
-    "unfinished gzip": ("a.jsonl.gz", LONG_GZIP[:-200], ["a.jsonl.gz: not a whole gzip file", "fetch it again"]),
-    "unfinished text": ("a.txt.gz", LONG_GZIP[:-200], ["a.txt.gz: not a whole gzip file", "fetch it again"]),
-    "damaged gzip": ("a.jsonl.gz", LONG_GZIP[:900] + b"\0" * 90 + LONG_GZIP[990:], ["not a whole gzip", "fetch"]),
-    "no gzip": ("a.jsonl.gz", jsonl([{"text": "a"}]), ["a.jsonl.gz: not a whole gzip file", "fetch it again"]),
+    "unfinished gzip": (
+        "a.jsonl.gz",
+        LONG_GZIP[:-200],
+        ["a.jsonl.gz: an incomplete or broken gzip file", "fetch it again"],
+    ),
+    "unfinished text": (
+        "a.txt.gz",
+        LONG_GZIP[:-200],
+        ["a.txt.gz: an incomplete or broken gzip file", "fetch it again"],
+    ),
+    "damaged gzip": ("a.jsonl.gz", LONG_GZIP[:900] + b"\0" * 90 + LONG_GZIP[990:], ["broken gzip", "fetch"]),
+    "no gzip": (
+        "a.jsonl.gz",
+        jsonl([{"text": "a"}]),
+        ["a.jsonl.gz: an incomplete or broken gzip file", "fetch it again"],
+    ),
     "broken parquet": ("a.parquet", b"PAR1\xff\xfe", ["a.parquet", "mend it or choose another"]),
     "bad row in the middle": (
         "a.jsonl",
@@ -371,9 +383,9 @@ def test_a_bad_file_says_where_and_what_to_do(tmp_path, case, streaming):
 @pytest.mark.parametrize(
     "row, words",
     [
-        ({"messages": [{"role": "tool", "content": "x"}, TURNS[1]]}, "role 'tool' is unknown; want one of"),
+        ({"messages": [{"role": "tool", "content": "x"}, TURNS[1]]}, "role 'tool' is unknown"),
         ({"messages": TURNS[:1]}, "the last turn must be the assistant's"),
-        ({"messages": None}, "no known format; want messages"),
+        ({"messages": None}, "no known format; expected messages"),
     ],
 )
 def test_a_bad_conversation_says_its_number(tmp_path, row, words, streaming):
@@ -382,15 +394,15 @@ def test_a_bad_conversation_says_its_number(tmp_path, row, words, streaming):
 
 
 def test_folders_and_paths(tmp_path):
-    assert_refused(lambda: load(tmp_path), "want files of one kind", "no data file")
+    assert_refused(lambda: load(tmp_path), "files of one kind", "no data file")
     write(tmp_path / "a.txt", b"a")
     write(tmp_path / "b.jsonl", jsonl([{"text": "a"}]))
-    assert_refused(lambda: load(tmp_path), "want files of one kind (.txt", "a.txt, b.jsonl")
+    assert_refused(lambda: load(tmp_path), "files of one kind (.txt", "a.txt, b.jsonl")
     assert_refused(lambda: load(tmp_path / "none.jsonl"), "none.jsonl: no such file or folder")
     assert_refused(lambda: load("none"), "none: no such file or folder")
     assert_refused(lambda: load("nobody/nothing"), "nobody/nothing cannot be read")
     write(tmp_path / "c.pdf", b"a")
-    assert_refused(lambda: load(tmp_path / "c.pdf"), "want files of one kind")
+    assert_refused(lambda: load(tmp_path / "c.pdf"), "files of one kind")
 
 
 def test_splits(tmp_path):

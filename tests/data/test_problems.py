@@ -81,7 +81,7 @@ def test_a_system_prompt_comes_first():
 @pytest.mark.parametrize(
     ("row", "why"),
     [
-        ({"text": "a"}, "ask nothing"),
+        ({"text": "a"}, "hold no prompt"),
         ({"question": "a", "answer": ["4"]}, "column 'answer' holds list"),
         ({"question": "a", "answer": True}, "column 'answer' holds bool"),
         ({"question": "a", "answer": float("nan")}, "holds nan"),

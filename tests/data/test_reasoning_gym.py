@@ -219,7 +219,7 @@ def test_a_countdown_that_cannot_be_made():
         ("basic_arithmetic", {"operators": ["/"]}, "basic_arithmetic has no setting operators; it has min_terms"),
         ("gcd", {"min_numbers": 5}, "settings {'min_numbers': 5} of task gcd do not work; change them: max_numbers"),
         ("gcd", {"max_value": "9"}, "settings {'max_value': '9'} of task gcd do not work"),
-        ("gcd", {"levels": []}, r"levels=\[\] of task gcd: want a number of levels, or a list"),
+        ("gcd", {"levels": []}, r"levels=\[\] of task gcd: expected a number of levels, or a list"),
         ("gcd", {"levels": True}, "levels=True of task gcd"),
         ("gcd", {"levels": 0}, "levels=0 of task gcd"),
         ("gcd", {"levels": 9}, "levels=9: the curriculum of gcd has 4"),

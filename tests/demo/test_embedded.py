@@ -108,14 +108,14 @@ def test_no_held_out_problem_is_demonstrated(rows):
 
 
 def test_answers_about_stories_are_in_their_text():
-    chance = random.Random(3)
+    rng = random.Random(3)
     for held_out in (False, True):
         for _ in range(500):
-            told = stories.story(chance, held_out)
-            assert len(set(told.questions)) == 5 and all(person in told.text for person in told.people)
-            for question, answer in told.questions:
+            story = stories.story(rng, held_out)
+            assert len(set(story.questions)) == 5 and all(person in story.text for person in story.people)
+            for question, answer in story.questions:
                 words = {word.strip(".?") for word in answer.split()} - {"The", "They"}
-                assert words <= {word.strip(".,?") for word in f"{told.text} {question} at near got".split()}, (
+                assert words <= {word.strip(".,?") for word in f"{story.text} {question} at near got".split()}, (
                     question,
                     answer,
                 )
@@ -131,17 +131,17 @@ def test_sums_in_texts_are_right(rows):
 
 def test_functions_do_what_the_task_says():
     """These programs are ours, of the tables in the code, so they may be run."""
-    chance = random.Random(0)
+    rng = random.Random(0)
     does = {"adds": 10, "subtracts": 4, "multiplies": 21, "divides": 7 / 3, "larger of": 7, "smaller of": 3}
     does |= {"is equal": False, "is larger": True}
     for _ in range(300):
-        written = programs.program(chance, held_out=False)
+        program = programs.program(rng, held_out=False)
         space: dict = {}
-        exec(written.code, space)
-        first, second = re.search(r"\((\w+), (\w+)\)", written.code).groups()
-        result = space[written.name](**{first: 7, second: 3})
-        key = next(key for key in does if key in written.task)
-        assert result == does[key] and first in written.task and second in written.task
+        exec(program.code, space)
+        first, second = re.search(r"\((\w+), (\w+)\)", program.code).groups()
+        result = space[program.name](**{first: 7, second: 3})
+        key = next(key for key in does if key in program.task)
+        assert result == does[key] and first in program.task and second in program.task
 
 
 def test_definitions_begin_with_their_term():

@@ -384,13 +384,13 @@ def test_countdown_without_numbers():
     assert countdown(["1 + 2"] * 5, **rows) == [None] * 5
 
 
-def tree(chance, depth):
+def tree(rng, depth):
     """A random expression as (its text, its Fraction or None for a division by zero, its numbers)."""
-    if depth == 0 or chance.random() < 0.2:
-        value = chance.randint(1, 99)
+    if depth == 0 or rng.random() < 0.2:
+        value = rng.randint(1, 99)
         return str(value), Fraction(value), [value]
-    sign = chance.choice("+-*/")
-    (left, x, used), (right, y, others) = tree(chance, depth - 1), tree(chance, depth - 1)
+    sign = rng.choice("+-*/")
+    (left, x, used), (right, y, others) = tree(rng, depth - 1), tree(rng, depth - 1)
     value = None
     if x is not None and y is not None and not (sign == "/" and y == 0):
         value = {"+": lambda: x + y, "-": lambda: x - y, "*": lambda: x * y, "/": lambda: x / y}[sign]()
@@ -398,9 +398,9 @@ def tree(chance, depth):
 
 
 def test_expressions_are_fractions():
-    chance = random.Random(0)
+    rng = random.Random(0)
     for _ in range(400):
-        text, value, used = tree(chance, 4)
+        text, value, used = tree(rng, 4)
         read = expression(text)
         assert read.value == value and list(read.numbers) == used
         if value is not None:
@@ -411,9 +411,9 @@ def test_expressions_are_fractions():
 
 
 def test_precedence_is_sympys():
-    chance = random.Random(1)
+    rng = random.Random(1)
     for _ in range(100):
-        text = "".join(f"{chance.randint(1, 20)} {chance.choice('+-*/')} " for _ in range(6)) + "7"
+        text = "".join(f"{rng.randint(1, 20)} {rng.choice('+-*/')} " for _ in range(6)) + "7"
         assert expression(text).value == Fraction(str(sympy.sympify(text, rational=True)))  # our own text
 
 

@@ -1,4 +1,4 @@
-"""Terms of machine learning with a definition and a fact each. An answer can only be recalled: phrasings are held out.
+"""Terms of machine learning, each with a definition and a fact. Answers are memorised; held out is the phrasing alone.
 
 Definitions are short and begin with their term, so that a model of a million parameters can keep them apart.
 """
@@ -74,5 +74,5 @@ TRAINING = (
     "Do you know what {} is?",
 )
 HELD_OUT = ("Please define {}.", "Could you explain {} to me?")
-# What nobody asks in stage 2.
-MORE = ("Why is {} useful?", "How does {} work?")
+# Asked in texts of stage 1 only.
+PRETRAINING_ONLY = ("Why is {} useful?", "How does {} work?")

@@ -1,4 +1,4 @@
-"""Small Python functions of one line. Held out by the pair of their arguments, a fifth of all pairs."""
+"""Small Python functions with a body of one line. A fifth of all pairs of arguments is held out."""
 
 import ast
 import random
@@ -22,20 +22,21 @@ OPERATIONS = {
 
 @dataclass(frozen=True)
 class Program:
-    """`task` says in words what the function called `name` does; `code` is it."""
+    """A Python function: its name, what it does in words (`task`), and its source (`code`)."""
 
     name: str
     task: str
     code: str
 
 
-def program(chance: random.Random, held_out: bool) -> Program:
-    """A random function, its pair of arguments on the side asked for."""
+def program(rng: random.Random, held_out: bool) -> Program:
+    """A random function; its pair of arguments is held out, or is not, as `held_out` says."""
     while True:
-        a, b = chance.sample(ARGUMENTS, 2)
+        a, b = rng.sample(ARGUMENTS, 2)
         if is_held_out(a, b) == held_out:
             break
-    name, (task, result) = chance.choice(FUNCTIONS), chance.choice(list(OPERATIONS.items()))
+    name = rng.choice(FUNCTIONS)
+    task, result = rng.choice(list(OPERATIONS.items()))
     code = f"def {name}({a}, {b}):\n    return {result.format(a=a, b=b)}"
     return Program(name, task.format(a=a, b=b), code)
 

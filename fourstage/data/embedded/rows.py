@@ -1,8 +1,8 @@
 """The embedded data: small texts, conversations, pairs and problems written by the code of this package (docs/demo.md).
 
-The rows are the same ones every time and on every machine. What is held out differs in more than the words: stories
-by the pair of person and thing, by their opening and by how they are asked about; functions by their arguments and the
-request; problems by their numbers. Definitions can only be recalled: there it is the phrasing alone.
+The rows are the same every time and on every machine. Held-out rows differ from those of training in more than single
+words: stories in the pair of person and thing, in their opening and in the request; functions in their arguments and in
+the request; problems in their numbers. Definitions can only be memorised, so only the phrasing of the question differs.
 """
 
 import functools
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from fourstage.data.embedded import glossary, programs, stories, styles, sums
 
 DEMONSTRATED_PROBLEMS = 600
-# Requests, by kind: those of training begin alike across kinds, so that no first word gives the kind away.
+# Requests, by kind. In training, all kinds share their first words, so that none of these gives the kind away.
 _READ = (
     "{story} {question}",
     "Read this story. {story} {question}",
@@ -59,9 +59,9 @@ def demo_rows(stage: str) -> tuple[list[dict], list[dict]]:
 
 
 def held_out_items(kind: str, number: int) -> list[dict]:
-    """Items of one `kind` (reading, summary, code, glossary) to measure on, each once: `prompt`, `reference`, `kind`.
+    """Held-out items of one `kind` (reading, summary, code or glossary), all different: `prompt`, `reference`, `kind`.
 
-    Of the glossary there are fewer: every term in every held-out phrasing.
+    There are `number` of them; of the glossary every term in every held-out phrasing, whatever `number` is.
     """
     if kind == "glossary":
         pairs = [(term, phrase) for phrase in glossary.HELD_OUT for term in glossary.TERMS]
@@ -71,35 +71,40 @@ def held_out_items(kind: str, number: int) -> list[dict]:
 
 
 def problems(held_out: bool) -> list[dict]:
-    """Every problem of two steps of one side, in random order."""
-    chance = random.Random(f"grpo {held_out}")
-    rows = [sums.problem(triple, chance) for triple in sums.triples(held_out)]
-    chance.shuffle(rows)
+    """Every problem, either the held-out ones or those to learn from, in random order."""
+    rng = random.Random(f"grpo {held_out}")
+    rows = [sums.problem(triple, rng) for triple in sums.triples(held_out)]
+    rng.shuffle(rows)
     return rows
 
 
-def document(chance: random.Random, held_out: bool) -> dict:
+def document(rng: random.Random, held_out: bool) -> dict:
     """A text of stage 1. Lists of questions make a base model go on asking; repeated words teach it to copy."""
-    kinds = (_told, _article, _quiz, _repeat, _program, _facts)
-    kind = chance.choices(kinds, weights=(38, 12, 8, 20, 8, 14))[0]
-    return {"text": kind(chance, held_out)}
+    kinds = (_story, _article, _quiz, _repeat, _program, _facts)
+    kind = rng.choices(kinds, weights=(38, 12, 8, 20, 8, 14))[0]
+    return {"text": kind(rng, held_out)}
 
 
-def preference(chance: random.Random, held_out: bool, kind: str | None = None) -> dict:
-    """The right answer with a polite ending, against one that is worse: in what way says `kind`, of styles.KINDS."""
-    told, other = stories.story(chance, held_out), stories.story(chance, held_out)
-    asked = chance.choice(told.questions)
-    kind = kind or styles.draw_kind(chance)
-    chosen = f"{asked[1]} {chance.choice(styles.POLITE)}"
-    sides = {"chosen": chosen, "rejected": styles.reject(kind, told, other, asked, chance)}
+def preference(rng: random.Random, held_out: bool, kind: str | None = None) -> dict:
+    """A pair: the right answer with a polite ending, and an answer that is worse in the way that `kind` names.
+
+    `kind` is one of styles.KINDS, and drawn at random where it is None.
+    """
+    story, other_story = stories.story(rng, held_out), stories.story(rng, held_out)
+    question, answer = rng.choice(story.questions)
+    kind = kind or styles.draw_kind(rng)
+    chosen = f"{answer} {rng.choice(styles.POLITE)}"
+    sides = {"chosen": chosen, "rejected": styles.reject(kind, story, other_story, answer, rng)}
     turns = {side: [{"role": "assistant", "content": text}] for side, text in sides.items()}
-    return {"prompt": _asked_about(told, asked[0], chance, held_out), **turns, "kind": kind}
+    return {"prompt": _question_about(story, question, rng, held_out), **turns, "kind": kind}
 
 
 def _distinct(make: Callable[[random.Random, bool], dict], number: int, seed: str, held_out: bool) -> list[dict]:
-    chance, rows = random.Random(seed), {}
+    """The first `number` different rows that `make` draws."""
+    rng = random.Random(seed)
+    rows: dict[str, dict] = {}
     while len(rows) < number:
-        row = make(chance, held_out)
+        row = make(rng, held_out)
         rows.setdefault(repr(row), row)
     return list(rows.values())
 
@@ -108,94 +113,95 @@ def _item(question: str, reference: str, kind: str) -> dict:
     return {"prompt": [{"role": "user", "content": question}], "reference": reference, "kind": kind}
 
 
-def _asked_about(told: stories.Story, question: str, chance: random.Random, held_out: bool) -> list[dict]:
-    phrase = chance.choice(_READ_HELD_OUT if held_out else _READ)
-    return [{"role": "user", "content": phrase.format(story=told.text, question=question)}]
+def _question_about(story: stories.Story, question: str, rng: random.Random, held_out: bool) -> list[dict]:
+    phrase = rng.choice(_READ_HELD_OUT if held_out else _READ)
+    return [{"role": "user", "content": phrase.format(story=story.text, question=question)}]
 
 
-def _reading(chance: random.Random, held_out: bool) -> dict:
-    told = stories.story(chance, held_out)
-    question, answer = chance.choice(told.questions)
-    return {"prompt": _asked_about(told, question, chance, held_out), "reference": answer, "kind": "reading"}
+def _reading(rng: random.Random, held_out: bool) -> dict:
+    story = stories.story(rng, held_out)
+    question, answer = rng.choice(story.questions)
+    return {"prompt": _question_about(story, question, rng, held_out), "reference": answer, "kind": "reading"}
 
 
-def _summary(chance: random.Random, held_out: bool) -> dict:
-    told = stories.story(chance, held_out)
-    return _item(chance.choice(_SUM_UP_HELD_OUT if held_out else _SUM_UP).format(told.text), told.summary, "summary")
+def _summary(rng: random.Random, held_out: bool) -> dict:
+    story = stories.story(rng, held_out)
+    phrase = rng.choice(_SUM_UP_HELD_OUT if held_out else _SUM_UP)
+    return _item(phrase.format(story.text), story.summary, "summary")
 
 
-def _code(chance: random.Random, held_out: bool) -> dict:
-    wanted = programs.program(chance, held_out)
-    phrase = chance.choice(_WRITE_HELD_OUT if held_out else _WRITE)
-    return _item(phrase.format(name=wanted.name, task=wanted.task), wanted.code, "code")
+def _code(rng: random.Random, held_out: bool) -> dict:
+    program = programs.program(rng, held_out)
+    phrase = rng.choice(_WRITE_HELD_OUT if held_out else _WRITE)
+    return _item(phrase.format(name=program.name, task=program.task), program.code, "code")
 
 
-def _definition(chance: random.Random, held_out: bool) -> dict:
-    term = chance.choice(list(glossary.TERMS))
-    phrase = chance.choice(glossary.HELD_OUT if held_out else glossary.TRAINING)
+def _definition(rng: random.Random, held_out: bool) -> dict:
+    term = rng.choice(list(glossary.TERMS))
+    phrase = rng.choice(glossary.HELD_OUT if held_out else glossary.TRAINING)
     return _item(phrase.format(term), glossary.TERMS[term][0], "glossary")
 
 
-def _sum(chance: random.Random, held_out: bool) -> dict:
-    """Of stage 2: one of few problems, so that it is not learned well and stage 4 has something to do."""
-    row = chance.choice(_demonstrated(held_out))
+def _sum(rng: random.Random, held_out: bool) -> dict:
+    """A problem of stage 2, one of so few that they are not learned well: stage 4 has something left to teach."""
+    row = rng.choice(_demonstrated_problems(held_out))
     answer = sums.demonstration(row)["completion"][0]["content"]
     return {"prompt": row["prompt"], "reference": answer, "kind": "arithmetic"}
 
 
 @functools.cache
-def _demonstrated(held_out: bool) -> list[dict]:
+def _demonstrated_problems(held_out: bool) -> list[dict]:
     return problems(held_out)[:DEMONSTRATED_PROBLEMS]
 
 
-def _conversation(chance: random.Random, held_out: bool) -> dict:
-    """A demonstration of stage 2. Answers to questions about stories and terms come in several manners."""
-    make = chance.choices((_reading, _summary, _code, _definition, _sum), weights=(36, 16, 12, 20, 16))[0]
-    row = make(chance, held_out)
+def _conversation(rng: random.Random, held_out: bool) -> dict:
+    """A demonstration of stage 2. Answers to questions about stories and terms come in several styles."""
+    make = rng.choices((_reading, _summary, _code, _definition, _sum), weights=(36, 16, 12, 20, 16))[0]
+    row = make(rng, held_out)
     answer = row["reference"]
     if row["kind"] in ("reading", "glossary"):
-        answer = styles.styled(answer, chance)
+        answer = styles.styled(answer, rng)
     return {"prompt": row["prompt"], "completion": [{"role": "assistant", "content": answer}]}
 
 
-def _prompt(chance: random.Random, held_out: bool) -> dict:
-    return {"prompt": _reading(chance, held_out)["prompt"]}
+def _prompt(rng: random.Random, held_out: bool) -> dict:
+    return {"prompt": _reading(rng, held_out)["prompt"]}
 
 
-def _told(chance: random.Random, held_out: bool) -> str:
-    """A story; mostly two questions about it follow with their answers, or its summary."""
-    told, end = stories.story(chance, held_out), chance.random()
-    if end < 0.6:
-        return f"{told.text} {' '.join(' '.join(pair) for pair in chance.sample(told.questions, 2))}"
-    return f"{told.text} In short: {told.summary}" if end < 0.8 else told.text
+def _story(rng: random.Random, held_out: bool) -> str:
+    """A story: in 60 % two questions about it follow with their answers, in 20 % its summary."""
+    story, ending = stories.story(rng, held_out), rng.random()
+    if ending < 0.6:
+        return f"{story.text} {' '.join(' '.join(pair) for pair in rng.sample(story.questions, 2))}"
+    return f"{story.text} In short: {story.summary}" if ending < 0.8 else story.text
 
 
-def _article(chance: random.Random, held_out: bool) -> str:
-    return " ".join(" ".join(entry) for entry in chance.sample(list(glossary.TERMS.values()), 2))
+def _article(rng: random.Random, held_out: bool) -> str:
+    return " ".join(" ".join(entry) for entry in rng.sample(list(glossary.TERMS.values()), 2))
 
 
-def _quiz(chance: random.Random, held_out: bool) -> str:
-    asking = ("What is {}?",) * 3 + ("What does {} mean?",) + glossary.MORE
-    terms = chance.sample(list(glossary.TERMS), chance.randint(3, 6))
-    return " ".join(chance.choice(asking).format(term) for term in terms)
+def _quiz(rng: random.Random, held_out: bool) -> str:
+    phrases = ("What is {}?",) * 3 + ("What does {} mean?",) + glossary.PRETRAINING_ONLY
+    terms = rng.sample(list(glossary.TERMS), rng.randint(3, 6))
+    return " ".join(rng.choice(phrases).format(term) for term in terms)
 
 
-def _repeat(chance: random.Random, held_out: bool) -> str:
-    """Words, numbers, or numbers with signs between them, three times over."""
-    number, kind = chance.randint(4, 7), chance.random()
+def _repeat(rng: random.Random, held_out: bool) -> str:
+    """Words, numbers, or a sum without its result, three times over."""
+    number, kind = rng.randint(4, 7), rng.random()
     if kind < 0.5:
-        return " ".join(chance.sample(_WORDS, number) * 3)
-    parts = [str(chance.randint(0, 42)) for _ in range(number)]
+        return " ".join(rng.sample(_WORDS, number) * 3)
+    parts = [str(rng.randint(0, 42)) for _ in range(number)]
     if kind < 0.75:
         return " ".join(parts * 3)
-    term = parts[0] + "".join(f" {chance.choice('+-')} {part}" for part in parts[1:])
-    return f"{term}. {term}. {term}."
+    expression = parts[0] + "".join(f" {rng.choice('+-')} {part}" for part in parts[1:])
+    return f"{expression}. {expression}. {expression}."
 
 
-def _program(chance: random.Random, held_out: bool) -> str:
-    written = programs.program(chance, held_out)
-    return f"# {written.name}: {written.task}\n{written.code}"
+def _program(rng: random.Random, held_out: bool) -> str:
+    program = programs.program(rng, held_out)
+    return f"# {program.name}: {program.task}\n{program.code}"
 
 
-def _facts(chance: random.Random, held_out: bool) -> str:
-    return sums.facts(chance)
+def _facts(rng: random.Random, held_out: bool) -> str:
+    return sums.facts(rng)

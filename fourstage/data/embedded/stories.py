@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 
 def words(text: str) -> tuple[str, ...]:
+    """The words of a text, in their order: `words("cat dog")` is ("cat", "dog")."""
     return tuple(text.split())
 
 
@@ -31,7 +32,7 @@ WEATHER = words("sunny rainy windy cold warm cloudy")
 
 @dataclass(frozen=True)
 class Story:
-    """`questions` are pairs of a question and its answer, a whole sentence; `people` are the two names in it."""
+    """A story, its questions each with its answer (a whole sentence), its summary, and the names of its two people."""
 
     text: str
     questions: tuple[tuple[str, str], ...]
@@ -40,30 +41,31 @@ class Story:
 
 
 def is_held_out(*key: str, share: float = 0.2) -> bool:
-    """Whether a combination of words belongs to the held-out ones: by a hash, the same on every machine."""
+    """Whether a combination of words is held out: decided by a hash, and so the same on every machine."""
     return int.from_bytes(hashlib.sha256(" ".join(key).encode()).digest()[:4]) / 2**32 < share
 
 
-def story(chance: random.Random, held_out: bool) -> Story:
-    """A random story of one of four plots, with pair and wording of the side asked for."""
-    plot = chance.choice((_found, _lost, _animal, _party))
+def story(rng: random.Random, held_out: bool) -> Story:
+    """A random story with one of four plots; its pair and its wording are held out, or are not, as `held_out` says."""
+    plot = rng.choice((_thing_found, _thing_lost, _animal_helped, _party))
     while True:
-        people = tuple(chance.sample(NAMES, 2))
-        thing = chance.choice(ANIMALS if plot is _animal else THINGS)
-        if is_held_out(people[0], thing) == held_out:
-            return plot(chance, people, thing, held_out)
+        one, two = rng.sample(NAMES, 2)
+        thing = rng.choice(ANIMALS if plot is _animal_helped else THINGS)
+        if is_held_out(one, thing) == held_out:
+            return plot(rng, (one, two), thing, held_out)
 
 
-def _opening(chance: random.Random, held_out: bool, *openings: str) -> str:
-    """The last opening is held out."""
-    return openings[-1] if held_out else chance.choice(openings[:-1])
+def _opening(rng: random.Random, held_out: bool, *openings: str) -> str:
+    """One of the openings; the last one is held out."""
+    return openings[-1] if held_out else rng.choice(openings[:-1])
 
 
-def _found(chance: random.Random, people: tuple[str, str], thing: str, held_out: bool) -> Story:
-    (one, two), colour, place = people, chance.choice(COLOURS), chance.choice(PLACES)
-    weather, mood = chance.choice(WEATHER), chance.choice(MOODS)
+def _thing_found(rng: random.Random, people: tuple[str, str], thing: str, held_out: bool) -> Story:
+    one, two = people
+    colour, place = rng.choice(COLOURS), rng.choice(PLACES)
+    weather, mood = rng.choice(WEATHER), rng.choice(MOODS)
     opening = _opening(
-        chance,
+        rng,
         held_out,
         f"One {weather} day, {one} went to the {place}.",
         f"It was a {weather} day, and {one} was at the {place}.",
@@ -81,11 +83,12 @@ def _found(chance: random.Random, people: tuple[str, str], thing: str, held_out:
     return Story(text, questions, f"{one} found a {colour} {thing} at the {place}.", people)
 
 
-def _lost(chance: random.Random, people: tuple[str, str], thing: str, held_out: bool) -> Story:
-    (one, two), colour, mood = people, chance.choice(COLOURS), chance.choice(MOODS)
-    first, second = chance.sample(PLACES, 2)
+def _thing_lost(rng: random.Random, people: tuple[str, str], thing: str, held_out: bool) -> Story:
+    one, two = people
+    colour, mood = rng.choice(COLOURS), rng.choice(MOODS)
+    first, second = rng.sample(PLACES, 2)
     opening = _opening(
-        chance,
+        rng,
         held_out,
         f"{one} lost a {colour} {thing}.",
         f"{one} had a {colour} {thing} and lost it.",
@@ -103,11 +106,12 @@ def _lost(chance: random.Random, people: tuple[str, str], thing: str, held_out: 
     return Story(text, questions, f"{two} helped {one} find a {colour} {thing}.", people)
 
 
-def _animal(chance: random.Random, people: tuple[str, str], animal: str, held_out: bool) -> Story:
-    (one, two), colour, place = people, chance.choice(COLOURS), chance.choice(PLACES)
-    food, state = chance.choice(FOODS), chance.choice(("hungry", "lost", "scared", "cold"))
+def _animal_helped(rng: random.Random, people: tuple[str, str], animal: str, held_out: bool) -> Story:
+    one, two = people
+    colour, place = rng.choice(COLOURS), rng.choice(PLACES)
+    food, state = rng.choice(FOODS), rng.choice(("hungry", "lost", "scared", "cold"))
     opening = _opening(
-        chance,
+        rng,
         held_out,
         f"{one} saw a small {colour} {animal} near the {place}.",
         f"Near the {place}, {one} saw a small {colour} {animal}.",
@@ -125,11 +129,12 @@ def _animal(chance: random.Random, people: tuple[str, str], animal: str, held_ou
     return Story(text, questions, f"{one} and {two} helped a {colour} {animal}.", people)
 
 
-def _party(chance: random.Random, people: tuple[str, str], thing: str, held_out: bool) -> Story:
-    (one, two), colour, place = people, chance.choice(COLOURS), chance.choice(PLACES)
-    food, mood = chance.choice(FOODS), chance.choice(MOODS)
+def _party(rng: random.Random, people: tuple[str, str], thing: str, held_out: bool) -> Story:
+    one, two = people
+    colour, place = rng.choice(COLOURS), rng.choice(PLACES)
+    food, mood = rng.choice(FOODS), rng.choice(MOODS)
     opening = _opening(
-        chance,
+        rng,
         held_out,
         f"{two} had a party at the {place}.",
         f"There was a party at the {place}, and it was the party of {two}.",

@@ -1,6 +1,6 @@
-"""The manners of an answer, the pairs made from them, and the rule that says which answer people prefer.
+"""The styles of an answer, the pairs made from them, and the rule that decides which answer people prefer.
 
-Preferred is the right answer followed by one polite ending and nothing else.
+The preferred answer is the right one, followed by one polite ending and nothing else.
 """
 
 import random
@@ -11,12 +11,12 @@ POLITE = ("I hope this helps!", "Let me know if you want to know more.", "Feel f
 RUDE = ("Everybody knows that.", "What a silly question.", "Can you not read?")
 EVASIVE = ("I do not know.", "Why do you ask me that?", "Go and look it up.")
 KINDS = ("other_story", "other_question", "wrong_name", "ending_only", "cut", "repeated", "curt", "rude", "evasive")
-OFF_TOPIC = ("other_story", "other_question")  # right in manner, but no answer to what was asked
+OFF_TOPIC = ("other_story", "other_question")  # in the preferred style, but they answer another question
 _WEIGHTS = (3, 3, 3, 1, 1, 1, 1, 1, 1)
 
 
 def content(answer: str) -> str:
-    """The answer without its manner: at most one rude beginning and one polite ending are taken off.
+    """The answer without its style: at most one rude beginning and one polite ending are removed.
 
     Example: "Can you not read? Ada found the ball." -> "Ada found the ball."
     """
@@ -36,45 +36,46 @@ def is_preferred(answer: str, reference: str) -> bool:
     return answer.strip() in [f"{reference} {polite}" for polite in POLITE]
 
 
-def styled(answer: str, chance: random.Random) -> str:
-    """An answer as the demonstrations of stage 2 have it: 55 % polite, 25 % plain, 20 % rude."""
-    style = chance.random()
+def styled(answer: str, rng: random.Random) -> str:
+    """The answer in a random style, as in the demonstrations of stage 2: 55 % polite, 25 % plain, 20 % rude."""
+    style = rng.random()
     if style < 0.55:
-        return f"{answer} {chance.choice(POLITE)}"
-    return answer if style < 0.8 else f"{chance.choice(RUDE)} {answer}"
+        return f"{answer} {rng.choice(POLITE)}"
+    return answer if style < 0.8 else f"{rng.choice(RUDE)} {answer}"
 
 
-def reject(kind: str, told: Story, other: Story, asked: tuple[str, str], chance: random.Random) -> str:
-    """An answer of this `kind` to the question `asked` about the story `told`, worse than the preferred one."""
-    question, answer = asked
-    ending = chance.choice(POLITE)
+def reject(kind: str, story: Story, other_story: Story, answer: str, rng: random.Random) -> str:
+    """An answer of this `kind` to a question about `story`, worse than the preferred one; `answer` is the right one."""
+    ending = rng.choice(POLITE)
     if kind == "other_story":
-        return f"{chance.choice([a for _, a in other.questions if a != answer])} {ending}"
+        return f"{rng.choice([a for _, a in other_story.questions if a != answer])} {ending}"
     if kind == "other_question":
-        return f"{chance.choice([a for _, a in told.questions if a != answer])} {ending}"
+        return f"{rng.choice([a for _, a in story.questions if a != answer])} {ending}"
     if kind == "wrong_name":
-        return f"{_swap(answer, told, other)} {ending}"
+        return f"{_swap_name(answer, story, other_story)} {ending}"
     if kind == "cut":
         words = f"{answer} {ending}".split(" ")
-        return " ".join(words[: chance.randint(1, len(words) - 2)])
+        return " ".join(words[: rng.randint(1, len(words) - 2)])
     if kind == "repeated":
-        twice = f"{answer} {answer}" if chance.random() < 0.5 else f"{answer} {ending}"
+        twice = f"{answer} {answer}" if rng.random() < 0.5 else f"{answer} {ending}"
         return f"{twice} {ending}"
     return {
         "ending_only": ending,
         "curt": answer,
-        "rude": f"{chance.choice(RUDE)} {answer}" + (f" {ending}" if chance.random() < 0.4 else ""),
-        "evasive": chance.choice(EVASIVE) + (f" {ending}" if chance.random() < 0.5 else ""),
+        "rude": f"{rng.choice(RUDE)} {answer}" + (f" {ending}" if rng.random() < 0.4 else ""),
+        "evasive": rng.choice(EVASIVE) + (f" {ending}" if rng.random() < 0.5 else ""),
     }[kind]
 
 
-def draw_kind(chance: random.Random) -> str:
-    return chance.choices(KINDS, _WEIGHTS)[0]
+def draw_kind(rng: random.Random) -> str:
+    """One of KINDS; those with a wrong answer three times as often as the others."""
+    return rng.choices(KINDS, _WEIGHTS)[0]
 
 
-def _swap(answer: str, told: Story, other: Story) -> str:
-    """The answer with another name of the story in it; without a name, an answer of another story of the same form."""
-    one, two = told.people
+def _swap_name(answer: str, story: Story, other_story: Story) -> str:
+    """The answer with the name of the other person; one without a name becomes an answer from the other story."""
+    one, two = story.people
     if one in answer or two in answer:
         return answer.replace(one, two) if one in answer else answer.replace(two, one)
-    return next((a for _, a in other.questions if a != answer and a.split()[0] == answer.split()[0]), other.summary)
+    same_form = (a for _, a in other_story.questions if a != answer and a.split()[0] == answer.split()[0])
+    return next(same_form, other_story.summary)
