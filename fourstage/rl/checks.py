@@ -1,66 +1,75 @@
-"""What would fail, or quietly do something else, is said before the first step."""
+"""Checks before the first step, of what would fail later or quietly train wrongly."""
 
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import GRPOTrainer
 
 from fourstage.data.lengths import prompt_ids
 from fourstage.models.adapters import complete_tied_head
 from fourstage.models.facts import context_of
 from fourstage.models.fused_head import check_head_on
+from fourstage.rl.trl_contract import config_of
 
 _STREAM_CHECKED = 1_000
 
 
-def check_launch_supported(trainer) -> None:
-    """Raises ValueError for launches in which the critic could not be trained as the policy is."""
+def check_launch_supported(trainer: GRPOTrainer) -> None:
+    """Raises ValueError for launches in which the critic cannot be trained like the policy."""
     for name, on in (("FSDP", trainer.is_fsdp_enabled), ("DeepSpeed", trainer.is_deepspeed_enabled)):
         if on:
             raise ValueError(
-                f"{name}: the critic is a whole copy in every process, which {name} knows nothing of; launch with "
-                "accelerate_configs/ddp.yaml, with --use_peft if memory is short"
+                f"{name} is not supported by PPO: it would not shard the critic, a whole copy in every process; launch "
+                "with accelerate_configs/ddp.yaml, and add --use_peft if memory is short"
             )
 
 
-def check_prompts(trainer) -> None:
-    """Raises ValueError if a rollout takes more prompts than there are, or one leaves no room for a completion."""
-    args, data = trainer.args, trainer.train_dataset
+def check_prompts(trainer: GRPOTrainer) -> None:
+    """Raises ValueError if a rollout takes more prompts than there are, or a prompt leaves no room for a completion."""
+    args, data = config_of(trainer), trainer.train_dataset
+    assert args.generation_batch_size and args.num_generations  # GRPOConfig has filled both
     needed = args.generation_batch_size // args.num_generations
     if isinstance(data, Dataset) and len(data) < needed:
         raise ValueError(
             f"train_dataset has {len(data)} prompts, a rollout takes {needed} (per_device_train_batch_size x "
             "steps_per_generation x processes / num_generations): give more, or lower one of these"
         )
-    room = context_of(trainer.model)
+    context = context_of(cast(PreTrainedModel, trainer.model))
     sets = [data, trainer.eval_dataset] if isinstance(trainer.eval_dataset, Dataset) else [data]
     for rows in sets:
-        _check_lengths(trainer, rows, room)
+        _check_lengths(trainer, rows, context)
 
 
-def _check_lengths(trainer, rows: Any, room: int | None) -> None:
-    completion = trainer.args.max_completion_length
+def _check_lengths(trainer: GRPOTrainer, rows: Any, context: int | None) -> None:
+    completion = config_of(trainer).max_completion_length or 0
     checked = rows if isinstance(rows, Dataset) else list(islice(rows, _STREAM_CHECKED))
     for number, row in enumerate(checked, start=1):
         if "prompt" not in row:
-            raise ValueError(f"row {number} has no column `prompt`, found {sorted(row)}")
-        if room is None:
+            raise ValueError(f"row {number} has no column `prompt`; its columns are {sorted(row)}")
+        if context is None:
             return
-        length = len(prompt_ids(trainer.processing_class, row["prompt"], trainer.chat_template_kwargs))
-        if length + completion > room:
+        length = len(_prompt_ids(trainer, row["prompt"]))
+        if length + completion > context:
             raise ValueError(
                 f"prompt {number} has {length} tokens; with max_completion_length={completion} it does not fit the "
-                f"policy's context of {room}: leave it out, or lower max_completion_length"
+                f"policy's context of {context}: leave it out, or lower max_completion_length"
             )
 
 
-def check_head(trainer) -> None:
-    """Raises ValueError if TRL's fused output head gives other probabilities than the policy: on the first prompt."""
-    prompt = next(iter(trainer.train_dataset))["prompt"]
-    ids = torch.tensor([prompt_ids(trainer.processing_class, prompt, trainer.chat_template_kwargs)])
-    ids = ids.to(trainer.accelerator.device)
+def _prompt_ids(trainer: GRPOTrainer, prompt: Any) -> list[int]:
+    tokenizer = cast(PreTrainedTokenizerBase, trainer.processing_class)  # processors of images come with no such check
+    return prompt_ids(tokenizer, prompt, cast(dict, trainer.chat_template_kwargs))
+
+
+def check_head(trainer: GRPOTrainer) -> None:
+    """Raises ValueError if TRL's fused output head and the policy differ in their probabilities on the first prompt."""
+    prompt = next(iter(cast(Dataset, trainer.train_dataset)))["prompt"]
+    ids = torch.tensor([_prompt_ids(trainer, prompt)]).to(trainer.accelerator.device)
     ids = ids if ids.size(1) > 1 else ids.repeat(1, 2)  # a prompt may be one token long
-    complete_tied_head(trainer.model)
-    check_head_on(trainer.model.eval(), labels=ids, temperature=trainer.temperature, input_ids=ids)
-    trainer.model.train()
+    model = cast(PreTrainedModel, trainer.model)
+    complete_tied_head(model)
+    check_head_on(model.eval(), labels=ids, temperature=trainer.temperature, input_ids=ids)
+    model.train()

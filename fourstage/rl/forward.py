@@ -4,14 +4,17 @@ import copy
 import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from fourstage.rl.batches import Batch
+from fourstage.rl.trl_contract import config_of
 
 _SMALL = 1 << 25  # logits, 128 MB in float32
 
@@ -24,25 +27,28 @@ def whole(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def base_model(model: nn.Module) -> PreTrainedModel:
     """The model below its adapters, if it has any."""
-    return model.get_base_model() if is_peft_model(model) else model
+    base = cast(Any, model).get_base_model() if is_peft_model(model) else model
+    return cast(PreTrainedModel, base)  # all that the trainers take
 
 
-def frozen_copy(trainer) -> nn.Module:
-    """The policy as it is now, prepared as GRPOTrainer prepares its reference: it loads one from the policy's path,
-    which a model built in memory has not. `trainer` is a GRPOTrainer before training."""
+def frozen_copy(trainer: GRPOTrainer) -> nn.Module:
+    """A copy of the policy, prepared as GRPOTrainer prepares its reference; to be called before training.
+
+    GRPOTrainer itself would load the reference from the policy's path, and a model built in memory has none.
+    """
     reference = copy.deepcopy(trainer.accelerator.unwrap_model(trainer.model))
     vars(reference).pop("forward", None)  # TRL's fused head there is bound to the policy
     reference.requires_grad_(False).eval()
     disable_dropout_in_model(reference)
-    add_fused_lm_head(reference, trainer.temperature, trainer.args.cast_lm_head_to_fp32)
+    add_fused_lm_head(reference, trainer.temperature, config_of(trainer).cast_lm_head_to_fp32)
     return trainer.accelerator.prepare_model(reference, evaluation_mode=True)
 
 
 def positions(model: nn.Module, attention_mask: Tensor) -> dict[str, Tensor]:
-    """`position_ids` that count real tokens from 0, for models that take them; else nothing.
+    """`position_ids` that count real tokens from 0, for models that take them; otherwise an empty dict.
 
-    Rows are padded on the left: a model with learned positions would otherwise see a prompt elsewhere than when it
-    generated (TRL issue 6800).
+    Rows are padded on the left: without these, a model with learned positions would read a prompt at other positions
+    than when it generated (TRL issue 6800).
     """
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return {}
@@ -50,9 +56,10 @@ def positions(model: nn.Module, attention_mask: Tensor) -> dict[str, Tensor]:
 
 
 def plain_head_pays(model: PreTrainedModel, tokens: int) -> bool:
-    """Whether `plain_head` is quicker than TRL's fused head: on a CPU, for logits that are not large.
+    """Whether `plain_head` is quicker than TRL's fused head: on a CPU, if the logits are small.
 
-    Without Triton the fused head also works on prompts, and again in the backward pass (benchmarks/ppo_vs_trl112.py).
+    Without Triton the fused head also computes logits of prompts, and all of them again in the backward pass
+    (benchmarks/ppo_vs_trl112.py).
     """
     takes_slice = "logits_to_keep" in inspect.signature(model.forward).parameters
     small = tokens * model.config.get_text_config().vocab_size <= _SMALL
@@ -60,10 +67,11 @@ def plain_head_pays(model: PreTrainedModel, tokens: int) -> bool:
 
 
 def plain_head(model: Callable, tokens: int, temperature: float, with_entropy: bool) -> Callable[..., SimpleNamespace]:
-    """A stand-in for a model with TRL's fused head that computes logits at the last `tokens` positions alone.
+    """Replaces a model with TRL's fused head by one that computes logits at the last `tokens` positions alone.
 
-    It is called as GRPOTrainer calls that one, and gives `log_probs` and, if asked for, `entropy`, each (B, tokens),
-    from ordinary logits; 0 where a label is -100. The entropy has no gradient: it is only reported.
+    It is called as GRPOTrainer calls the fused one, and returns `log_probs` and, with `with_entropy`, `entropy`, each
+    (B, tokens), in nats, from ordinary logits; 0 where a label is -100. The entropy has no gradient: it is only
+    reported.
     """
 
     def call(*, labels: Tensor, fused_lm_head: bool, **inputs) -> SimpleNamespace:

@@ -1,18 +1,18 @@
-"""Reward functions as TRL calls them: found by name, checked at every call, models asked as they were trained."""
+"""Rewards as TRL calls them: functions found by name and validated on every call, models given text as in training."""
 
 import functools
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
+    BatchEncoding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -21,18 +21,31 @@ from trl.trainer.utils import is_async_callable
 
 from fourstage import verifiers
 from fourstage.models import facts
+from fourstage.models.encoding import open_tokenizer
 from fourstage.models.opening import opening
 from fourstage.parent import check_parent
 from fourstage.verifiers.text import text_of
 
+RewardSource = str | nn.Module | Callable  # a reward model by name or in memory, or a function
 
-def load_rewards(args) -> list[str | Callable]:
-    """The reward sources that a run names: its reward model, its functions and, with weight 0, the one only reported.
 
-    Sets `args.reward_weights`, one each. `args` is a RewardArguments with reward_weights. As a control all have weight
-    0, and coin flips are trained on.
+class RewardSettings(Protocol):
+    """What `load_rewards` reads in the settings of PPO and GRPO (`arguments.RewardArguments` explains the fields)."""
+
+    reward_model_name_or_path: str | None
+    reward_funcs: list[str] | None
+    reward_weights: list[float] | None
+    gold_func: str | None
+    control: str | None
+
+
+def load_rewards(args: RewardSettings) -> list[str | Callable]:
+    """The reward sources that a run names: its reward model, its functions, and `gold_func`, which is only reported.
+
+    Sets `args.reward_weights`, one for each source; that of `gold_func` is 0. With control=random_reward all have
+    weight 0, and the policy is trained on coin flips.
     Raises:
-        ValueError: if there is none, one cannot be found, or the number of weights is another.
+        ValueError: if there is no source, one cannot be found, or the number of weights differs from that of sources.
     """
     sources: list[str | Callable] = [load_reward_func(name) for name in args.reward_funcs or []]
     if args.reward_model_name_or_path:
@@ -42,15 +55,15 @@ def load_rewards(args) -> list[str | Callable]:
         facts.check_one_label(labels, f"reward_model_name_or_path={args.reward_model_name_or_path}")
         sources.insert(0, args.reward_model_name_or_path)
     if not sources:
-        raise ValueError("nothing rewards: give reward_model_name_or_path, such as runs/reward, or reward_funcs")
+        raise ValueError("no reward: give reward_model_name_or_path, such as runs/reward, or reward_funcs")
     weights = args.reward_weights or [1.0] * len(sources)
     if len(weights) != len(sources):
         raise ValueError(
-            f"reward_weights={weights} must be {len(sources)}: the reward model's, if there is one, then the functions'"
+            f"reward_weights={weights} must be {len(sources)} numbers: first the reward model's, if there is one, then "
+            "one for each of reward_funcs"
         )
     if args.gold_func:
-        gold = load_reward_func(args.gold_func)
-        sources.append(_named("gold", gold))
+        sources.append(checked(load_reward_func(args.gold_func), name="gold"))
         weights = [*weights, 0.0]
     if args.control == "random_reward":  # each source is still reported
         sources, weights = [*sources, random_reward], [0.0] * len(weights) + [1.0]
@@ -61,22 +74,15 @@ def load_rewards(args) -> list[str | Callable]:
 
 
 def random_reward(completions: list, **kwargs) -> list[float]:
-    """0.0 or 1.0, each with probability one half, from torch's random state (which a checkpoint keeps)."""
+    """A coin flip for each completion, 0.0 or 1.0, from torch's random state (which a checkpoint keeps)."""
     return torch.randint(2, (len(completions),)).tolist()
-
-
-def _named(name: str, function: Callable) -> Callable:
-    """The same function under another name, by which its rewards are reported."""
-    renamed = checked(function)
-    renamed.__name__ = name
-    return renamed
 
 
 def load_reward_func(name: str) -> Callable:
     """The reward function called `name`: one of `fourstage.verifiers`, or a dotted path such as `package.politeness`.
 
-    It is called as TRL's reward functions are: with `prompts`, `completions`, `completion_ids` and the columns of the
-    data as keyword lists; it returns one number a completion, or None for one that it cannot score.
+    It is called as TRL calls reward functions: with `prompts`, `completions`, `completion_ids` and the columns of the
+    data as keyword lists. It returns one number for each completion, or None for one that it cannot score.
     Raises:
         ValueError: if there is no such module or function.
     """
@@ -84,7 +90,8 @@ def load_reward_func(name: str) -> Callable:
     if not module:
         if name not in verifiers.__all__:
             raise ValueError(
-                f"reward function {name!r} is unknown; want {', '.join(verifiers.__all__)} or a dotted path"
+                f"reward function {name!r} is unknown; choose one of {', '.join(verifiers.__all__)}, or give the "
+                "dotted path of yours, such as package.module.name"
             )
         return getattr(verifiers, name)
     try:
@@ -94,35 +101,38 @@ def load_reward_func(name: str) -> Callable:
             f"reward function {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?"
         ) from None
     except AttributeError:
-        raise ValueError(f"reward function {name!r}: module {module} has no {attribute}") from None
+        raise ValueError(f"reward function {name!r}: module {module} has no {attribute}; correct the name") from None
     if not callable(function):
         raise ValueError(f"reward function {name!r} must be the dotted path of a function, such as package.module.name")
     return function
 
 
-def checked(function: Callable) -> Callable:
-    """The same reward function, whose answers are looked at: as many as completions, each a finite number or None.
+def checked(function: Callable, name: str | None = None) -> Callable:
+    """The same reward function, validated on every call: one finite number or None for each completion.
 
-    The wrapper raises ValueError with the completion at fault; a NaN would otherwise reach the weights.
+    The wrapper raises ValueError with the completion at fault; a NaN would otherwise reach the weights. TRL reports
+    its rewards under its `__name__`: `name`, else that of the function.
     """
-    name = getattr(function, "__name__", type(function).__name__)
+    own_name = getattr(function, "__name__", type(function).__name__)
     if is_async_callable(function):
 
         @functools.wraps(function)
         async def wrapper(prompts, completions, **kwargs):
-            return check_rewards(name, await function(prompts=prompts, completions=completions, **kwargs), completions)
+            return check_rewards(
+                own_name, await function(prompts=prompts, completions=completions, **kwargs), completions
+            )
     else:
 
         @functools.wraps(function)
         def wrapper(prompts, completions, **kwargs):
-            return check_rewards(name, function(prompts=prompts, completions=completions, **kwargs), completions)
+            return check_rewards(own_name, function(prompts=prompts, completions=completions, **kwargs), completions)
 
-    wrapper.__name__ = name
+    wrapper.__name__ = name or own_name
     return wrapper
 
 
 def check_rewards(name: str, rewards: Sequence, completions: Sequence) -> list[float | None]:
-    """`rewards` as floats and None; raises ValueError for a wrong number of them, or one that is not finite."""
+    """`rewards` as floats and None; raises ValueError if their number is wrong or one is not finite."""
     rewards = list(rewards)
     if len(rewards) != len(completions):
         raise ValueError(f"reward function {name} returned {len(rewards)} rewards for {len(completions)} completions")
@@ -137,10 +147,10 @@ def check_rewards(name: str, rewards: Sequence, completions: Sequence) -> list[f
 
 @dataclass
 class PlainTextTokenizer:
-    """For a reward model and plain-text prompts: tokenises prompt + completion as RewardTrainer (TRL 1.16) did.
+    """For a reward model and plain-text prompts: tokenises prompt + completion as RewardTrainer (TRL 1.16) does.
 
-    That is with the end token after the text and with the tokenizer's own special tokens. GRPOTrainer leaves both out,
-    so that the model would be asked about rows unlike any that it was trained on. Conversations need no such help.
+    RewardTrainer puts the end token after the text and adds the tokenizer's own special tokens. GRPOTrainer does
+    neither, and the model would score rows unlike those it was trained on. Conversations do not need this.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -148,14 +158,14 @@ class PlainTextTokenizer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tokenizer, name)
 
-    def __call__(self, text: list[str], **options: Any) -> Any:
+    def __call__(self, text: list[str], **options: Any) -> BatchEncoding:
         end = self.tokenizer.eos_token
         options.pop("add_special_tokens", None)
         return self.tokenizer(text=[row if row.endswith(end) else row + end for row in text], **options)
 
 
 def check_one_label(model: PreTrainedModel, field: str) -> None:
-    """Raises ValueError unless the model gives one score."""
+    """Raises ValueError unless the model gives one score; `field` is the argument that it was given as."""
     facts.check_one_label(getattr(model.config, "num_labels", None), f"{field}: {type(model).__name__}")
 
 
@@ -168,26 +178,30 @@ def scoring_model(name: str) -> PreTrainedModel:
         return AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
 
 
-def prepare_rewards(reward_funcs, processing_classes, dataset) -> tuple[list, list]:
-    """(reward functions, tokenizers) for GRPOTrainer: names become reward models, functions are looked at at every
-    call, and reward models read plain text as they were trained on it.
+def prepare_rewards(
+    reward_funcs: RewardSource | list[RewardSource],
+    processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None,
+    dataset: Iterable[dict] | None,
+) -> tuple[list, list]:
+    """(reward functions, tokenizers) for GRPOTrainer.
+
+    Names become reward models, functions are validated on every call, and reward models read plain text as in training.
 
     Args:
-        reward_funcs, processing_classes: one or a list, as GRPOTrainer takes them. dataset: tells by its first row
-        whether the prompts are plain text.
+        reward_funcs, processing_classes: one or a list, as GRPOTrainer takes them.
+        dataset: its first row decides whether the prompts are plain text.
     """
     functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
     tokenizers = processing_classes if isinstance(processing_classes, list) else [processing_classes] * len(functions)
     plain_text = dataset is not None and not is_conversational(next(iter(dataset), {}))
     prepared = []
     for function, tokenizer in zip(functions, tokenizers, strict=True):
-        if isinstance(function, str):
-            function = scoring_model(function)
-        if isinstance(function, nn.Module):
-            check_one_label(function, "reward_funcs")
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(function.config._name_or_path)
-            tokenizer = PlainTextTokenizer(tokenizer) if plain_text else tokenizer
+        source = scoring_model(function) if isinstance(function, str) else function
+        if isinstance(source, nn.Module):
+            model = cast(PreTrainedModel, source)
+            check_one_label(model, "reward_funcs")
+            tokenizer = tokenizer or open_tokenizer(model.config._name_or_path)
+            prepared.append((model, PlainTextTokenizer(tokenizer) if plain_text else tokenizer))
         else:
-            function = checked(function)
-        prepared.append((function, tokenizer))
+            prepared.append((checked(source), tokenizer))
     return [function for function, _ in prepared], [tokenizer for _, tokenizer in prepared]

@@ -1,10 +1,12 @@
-"""Around a rollout: how the policy is sampled, and when a checkpoint may be taken."""
+"""When a checkpoint may be taken: between rollouts."""
 
-from transformers import TrainerCallback
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class SaveAtRollouts(TrainerCallback):
-    """Moves a save to the end of the update that it falls in: a checkpoint holds no rollout, and resuming makes one.
+    """Moves each save to the end of its update: a checkpoint holds no rollout, and a resumed run begins with a new one.
 
     Args:
         period: optimizer steps of an update.
@@ -13,9 +15,10 @@ class SaveAtRollouts(TrainerCallback):
     def __init__(self, period: int):
         self.period, self.waiting = period, False
 
-    def on_step_end(self, args, state, control, **kwargs):
-        wanted = control.should_save or self.waiting
-        between = state.global_step % self.period != 0 and state.global_step < state.max_steps
-        control.should_save, self.waiting = wanted and not between, wanted and between
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Saves now what is due, or keeps it waiting inside an update."""
+        due = control.should_save or self.waiting
+        inside = state.global_step % self.period != 0 and state.global_step < state.max_steps
+        control.should_save, self.waiting = due and not inside, due and inside
 
     on_epoch_end = on_step_end

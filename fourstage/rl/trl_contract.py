@@ -1,17 +1,18 @@
-"""What the trainers of stages 3 and 4 lean on inside TRL and transformers, checked when a trainer is built.
+"""What the trainers of stages 3 and 4 need inside TRL and transformers, checked when a trainer is built.
 
-They override methods of GRPOTrainer that are not public. A release that renames one must not train wrongly in
-silence: it is refused, with what is missing and the versions that were tested. The tests check the behaviour too.
+They override private methods of GRPOTrainer. A release that renames one could train wrongly without an error: it is
+refused, with what is missing and the versions that were tested. The tests check the behaviour too.
 """
 
 import inspect
 from importlib.metadata import version
+from typing import cast
 
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
 TESTED = "trl 1.16.0 with transformers 5.23.0"
 
-# Methods that are overridden or called, with the parameters that they are given.
+# Methods that are overridden or called, with the parameters that are passed.
 METHODS: dict[str, tuple[str, ...]] = {
     "_generate_and_score_completions": ("inputs",),
     "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
@@ -28,21 +29,15 @@ METHODS: dict[str, tuple[str, ...]] = {
 ATTRIBUTES = (
     *("accelerator", "model", "temperature", "beta", "ref_model", "epsilon_low", "epsilon_high"),
     *("reward_funcs", "reward_func_names", "reward_processing_classes", "reward_weights"),
-    *(
-        "eos_token_ids",
-        "chat_template_kwargs",
-        "aux_loss_enabled",
-        "_entropy_bonus_enabled",
-        "_metrics",
-        "_buffered_inputs",
-        "_step",
-        "_tokenizer",
-        "_is_vlm",
-        "loss_type",
-        "top_entropy_quantile",
-    ),
+    *("eos_token_ids", "chat_template_kwargs", "aux_loss_enabled", "loss_type", "top_entropy_quantile"),
+    *("_entropy_bonus_enabled", "_metrics", "_buffered_inputs", "_step", "_tokenizer", "_is_vlm"),
 )
 BATCH_KEYS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "num_items_in_batch")
+
+
+def config_of(trainer: GRPOTrainer) -> GRPOConfig:
+    """The settings of a trainer, which transformers types as TrainingArguments."""
+    return cast(GRPOConfig, trainer.args)
 
 
 def check_methods() -> None:
@@ -59,12 +54,12 @@ def check_methods() -> None:
 
 
 def check_attributes(trainer: GRPOTrainer) -> None:
-    """The same for what a built trainer must have."""
+    """Raises ValueError if a built trainer lacks an attribute that fourstage relies on."""
     _refuse([name for name in ATTRIBUTES if not hasattr(trainer, name)], "a built GRPOTrainer")
 
 
 def check_batch(batch: dict) -> None:
-    """The same for the rollout that GRPOTrainer hands over."""
+    """Raises ValueError if a rollout of GRPOTrainer lacks a tensor that fourstage relies on."""
     _refuse([key for key in BATCH_KEYS if key not in batch], "GRPOTrainer's rollout")
 
 

@@ -79,7 +79,7 @@ def test_rewards_of_a_run():
     with pytest.raises(ValueError, match=r"reward_weights=\[1.0, 2.0, 3.0\] must be 1"):
         load_rewards(args)
     args.reward_funcs = None
-    with pytest.raises(ValueError, match="nothing rewards"):
+    with pytest.raises(ValueError, match="reward_model_name_or_path.*reward_funcs"):
         load_rewards(args)
     assert PPOConfig(**settings).reward_weights is None
 
@@ -225,7 +225,7 @@ def test_too_few_prompts_for_a_rollout(tmp_path):
 
 
 def test_no_prompt_column(tmp_path):
-    with pytest.raises(ValueError, match=r"no column `prompt`, found \['text'\]"):
+    with pytest.raises(ValueError, match=r"no column `prompt`.* \['text'\]"):
         ppo_trainer(tmp_path, data=Dataset.from_dict({"text": ["a"] * 16}))
 
 

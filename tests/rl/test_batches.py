@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from fourstage.rl.batches import cuts, grouped_by_length, loss_mask, trimmed
+from fourstage.rl.batches import grouped_by_length, loss_mask, part_ends, trimmed
 
 
 def batch_of(lengths, prompts, width=8, prompt_width=5, first=0):
@@ -73,12 +73,12 @@ def test_cuts_are_the_best_of_all():
             sizes = [(end - start) * widths[end - 1] for start, end in itertools.pairwise([0, *ends])]
             if max(sizes) <= most:
                 possible.append((sum(sizes), ends))
-        found = cuts(widths, 3, most)
+        found = part_ends(widths, 3, most)
         sizes = [(end - start) * widths[end - 1] for start, end in itertools.pairwise([0, *found])]
         assert sum(sizes) == min(possible)[0] and max(sizes) <= most and found[-1] == 9
 
 
 def test_cuts_by_hand():
-    assert cuts([1, 1, 1, 9], 2, 18) == [3, 4]
-    assert cuts([4, 4], 2, 4) == [1, 2]
-    assert cuts([5, 5, 5, 5], 2, 10) == [2, 4]
+    assert part_ends([1, 1, 1, 9], 2, 18) == [3, 4]
+    assert part_ends([4, 4], 2, 4) == [1, 2]
+    assert part_ends([5, 5, 5, 5], 2, 10) == [2, 4]
