@@ -3,16 +3,23 @@
 import difflib
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from accelerate.utils import parse_flag_from_env
 from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
+from fourstage.chain import make_missing_parents
+from fourstage.errors import one_line
 
-def _option(default: Any, help: str) -> Any:
+T = TypeVar("T")
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of an arguments class, with its line of `--help`."""
     return field(default=default, metadata={"help": help})
 
 
@@ -22,30 +29,30 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    dataset_name: str | None = _option(
+    dataset_name: str | None = option(
         None,
         "Hub id, local file (.txt .jsonl .json .parquet .csv, also .gz), folder of such files, fourstage/demo, "
         "or a generated task, such as reasoning-gym/chain_sum.",
     )
-    dataset_config: str | None = _option(None, "Configuration name of a Hub data set.")
-    dataset_train_split: str = _option("train", "Split to train on.")
-    dataset_test_split: str = _option("test", "Split to hold out; where it is missing, `validation` is looked for.")
-    dataset_streaming: bool = _option(False, "Read the data as a stream, in flat memory. Needs --max_steps.")
-    datasets: list[dict] | None = _option(
+    dataset_config: str | None = option(None, "Configuration name of a Hub data set.")
+    dataset_train_split: str = option("train", "Split to train on.")
+    dataset_test_split: str = option("test", "Split to hold out; where it is missing, `validation` is looked for.")
+    dataset_streaming: bool = option(False, "Read the data as a stream, in flat memory. Needs --max_steps.")
+    datasets: list[dict] | None = option(
         None,
         "A mixture, in YAML only: entries with dataset_name, weight, and optionally dataset_config, "
         "dataset_train_split, task_settings, license.",
     )
-    task_settings: dict | str | None = _option(
+    task_settings: dict | str | None = option(
         None,
         "Difficulty of a generated task, such as '{\"max_terms\": 3}'; with `levels` a curriculum from easy to hard, "
         "for which --no_shuffle_dataset keeps the order.",
     )
-    task_size: int = _option(5_000, "Rows of a generated task; held out is the share test_split_size of as many more.")
-    test_split_size: float = _option(
+    task_size: int = option(5_000, "Rows of a generated task; held out is the share test_split_size of as many more.")
+    test_split_size: float = option(
         0.05, "Share of documents held out where the data has no test split; copies of a document stay together."
     )
-    dataset_license: str | None = _option(None, "License of the data, for the model card, such as cc-by-4.0.")
+    dataset_license: str | None = option(None, "License of the data, for the model card, such as cc-by-4.0.")
 
 
 @dataclass
@@ -56,71 +63,78 @@ class ModelArguments(ModelConfig):
     # No field, as it is one of the training configs already; `parse` hands that one on to here.
     trust_remote_code = False
 
-    dtype: str | None = _option("float32", "Type of the weights: float32, bfloat16, float16 or auto.")
-    model_type: str = _option("qwen3", "Random weights: any causal LM type of transformers, as in config.json.")
-    num_parameters: str = _option("10M", "Random weights: size with embeddings, such as 800K, 25M or 1.5B.")
-    config_overrides: dict | str | None = _option(
+    dtype: str | None = option("float32", "Type of the weights: float32, bfloat16, float16 or auto.")
+    model_type: str = option("qwen3", "Random weights: any causal LM type of transformers, as in config.json.")
+    num_parameters: str = option("10M", "Random weights: size with embeddings, such as 800K, 25M or 1.5B.")
+    config_overrides: dict | str | None = option(
         None, "Random weights: exact config fields, such as '{\"num_hidden_layers\": 6}'; they win over the size."
     )
-    scaled_init: bool = _option(
+    scaled_init: bool = option(
         True,
         "Random weights of untied pre-norm families such as qwen3 and llama: draw them as measured best "
         "(benchmarks/pretrain_quality.py), else as transformers does.",
     )
-    tokenizer_name: str | None = _option(None, "Reuse this tokenizer (Hub id or folder) instead of training one.")
-    vocab_size: int | None = _option(
+    tokenizer_name: str | None = option(None, "Reuse this tokenizer (Hub id or folder) instead of training one.")
+    vocab_size: int | None = option(
         None, "Entries of a newly trained tokenizer, a multiple of 128. Default: about sqrt(num_parameters)."
     )
-    model_license: str | None = _option(
+    model_license: str | None = option(
         None, "License of the model you make, for its card: an id that the Hub knows, such as apache-2.0 or other."
     )
 
 
 @dataclass
-class PretrainConfig(SFTConfig):
+class RunDefaults:
+    """What all five recipes have in common: fields of TRL's configurations with defaults of ours."""
+
+    resume_from_checkpoint: str | None = option(
+        "auto", "auto: go on where a run with the same settings was cut off; or the path of a checkpoint."
+    )
+    gradient_checkpointing: bool | None = option(None, "Trade compute for memory. Default: on for a GPU.")
+    bf16: bool | None = option(None, "bfloat16 mixed precision. Default: on where a GPU has it.")
+    eval_strategy: str = option("steps", "no, steps or epoch.")
+    eval_steps: float | None = option(0.1, "Steps between evaluations, or a share of all steps if below 1.")
+    eval_on_start: bool = option(True, "Measure the starting weights too.")
+    save_steps: float = option(0.1, "Steps between checkpoints, or a share of all steps if below 1.")
+    save_total_limit: int | None = option(1, "Checkpoints kept.")
+
+
+@dataclass
+class PretrainConfig(RunDefaults, SFTConfig):
     """TRL's SFTConfig with defaults for plain text and random weights, and the few fields that pretrain.py adds."""
 
     _argument_group_name = "training"
 
-    output_dir: str | None = _option("runs/pretrain", "The run folder: everything the stage leaves is in it.")
-    resume_from_checkpoint: str | None = _option(
-        "auto", "auto: go on where a run with the same settings was cut off; or the path of a checkpoint."
-    )
-    use_muon: bool = _option(True, "Muon for the hidden matrices, AdamW for the rest; else AdamW (--optim) for all.")
-    muon_momentum: float = _option(0.95, "Momentum of Muon.")
-    embedding_lr_scale: float | None = _option(
+    output_dir: str | None = option("runs/pretrain", "The run folder: everything the stage leaves is in it.")
+    use_muon: bool = option(True, "Muon for the hidden matrices, AdamW for the rest; else AdamW (--optim) for all.")
+    muon_momentum: float = option(0.95, "Momentum of Muon.")
+    embedding_lr_scale: float | None = option(
         None, "Rate of the embedding, as a multiple of learning_rate. Default: 20 with scaled_init, else 1."
     )
-    head_lr_scale: float | None = _option(
+    head_lr_scale: float | None = option(
         None, "Rate of an untied output head, as a multiple of learning_rate. Default: 0.7 with scaled_init, else 1."
     )
-    decay_ratio: float = _option(0.6, "warmup_stable_decay: share of the steps over which the rate falls to zero.")
-    max_eval_rows: int = _option(128, "Rows of max_length tokens that an evaluation during training reads.")
-    learning_rate: float | None = _option(
+    decay_ratio: float = option(0.6, "warmup_stable_decay: share of the steps over which the rate falls to zero.")
+    max_eval_rows: int = option(128, "Rows of max_length tokens that an evaluation during training reads.")
+    learning_rate: float | None = option(
         None, "Peak learning rate of the hidden matrices. Default: 1e-2 for random weights, 1e-3 for a checkpoint."
     )
-    lr_scheduler_type: str = _option("warmup_stable_decay", "Any scheduler of transformers, such as cosine.")
-    warmup_steps: float = _option(0, "Steps of linear warm-up, or a share of all steps if below 1.")
-    weight_decay: float = _option(0.0, "Decoupled weight decay.")
-    adam_beta1: float = _option(0.8, "First moment decay of AdamW.")
-    adam_beta2: float = _option(0.95, "Second moment decay of AdamW.")
-    adam_epsilon: float = _option(1e-10, "Epsilon of AdamW.")
-    max_length: int | None = _option(512, "Context in tokens: length of a packed row.")
-    packing: bool = _option(True, "Fill rows with consecutive documents.")
-    packing_strategy: str = _option(
+    lr_scheduler_type: str = option("warmup_stable_decay", "Any scheduler of transformers, such as cosine.")
+    warmup_steps: float = option(0, "Steps of linear warm-up, or a share of all steps if below 1.")
+    weight_decay: float = option(0.0, "Decoupled weight decay.")
+    adam_beta1: float = option(0.8, "First moment decay of AdamW.")
+    adam_beta2: float = option(0.95, "Second moment decay of AdamW.")
+    adam_epsilon: float = option(1e-10, "Epsilon of AdamW.")
+    max_length: int | None = option(512, "Context in tokens: length of a packed row.")
+    packing: bool = option(True, "Fill rows with consecutive documents.")
+    packing_strategy: str = option(
         "auto", "wrapped, bfd or bfd_split. auto: bfd_split with flash attention on a GPU, wrapped otherwise."
     )
-    shuffle_dataset: bool = _option(True, "Shuffle documents and packed rows; of a stream, within a buffer of them.")
-    num_train_epochs: float = _option(1.0, "Passes over the data, unless max_steps is given.")
-    per_device_train_batch_size: int = _option(16, "Rows a device takes at once.")
-    gradient_checkpointing: bool | None = _option(None, "Trade compute for memory. Default: off.")
-    bf16: bool | None = _option(None, "bfloat16 mixed precision. Default: on where a GPU has it.")
-    eval_strategy: str = _option("steps", "no, steps or epoch.")
-    eval_steps: float | None = _option(0.1, "Steps between evaluations, or a share of all steps if below 1.")
-    eval_on_start: bool = _option(True, "Measure the starting weights too.")
-    save_steps: float = _option(0.1, "Steps between checkpoints, or a share of all steps if below 1.")
-    save_total_limit: int | None = _option(1, "Checkpoints kept.")
-    include_num_input_tokens_seen: str = _option("all", "Count tokens: all, non_padding or no.")
+    shuffle_dataset: bool = option(True, "Shuffle documents and packed rows; of a stream, within a buffer of them.")
+    num_train_epochs: float = option(1.0, "Passes over the data, unless max_steps is given.")
+    per_device_train_batch_size: int = option(16, "Rows a device takes at once.")
+    gradient_checkpointing: bool | None = option(None, "Trade compute for memory. Default: off.")
+    include_num_input_tokens_seen: str = option("all", "Count tokens: all, non_padding or no.")
 
     def __post_init__(self):
         choose_by_device(self)
@@ -128,79 +142,57 @@ class PretrainConfig(SFTConfig):
 
 
 @dataclass
-class InstructConfig(SFTConfig):
+class InstructConfig(RunDefaults, SFTConfig):
     """TRL's SFTConfig with defaults for instruction tuning, and what happens to rows longer than the context."""
 
     _argument_group_name = "training"
 
-    output_dir: str | None = _option("runs/sft", "The run folder: everything the stage leaves is in it.")
-    resume_from_checkpoint: str | None = _option(
-        "auto", "auto: go on where a run with the same settings was cut off; or the path of a checkpoint."
-    )
-    overlong: str = _option("drop", "Rows longer than max_length: drop (counted and shown) or error.")
-    assistant_only_loss: bool = _option(True, "Train on the assistant's tokens only.")
-    use_muon: bool = _option(
+    output_dir: str | None = option("runs/sft", "The run folder: everything the stage leaves is in it.")
+    overlong: str = option("drop", "Rows longer than max_length: drop (counted and shown) or error.")
+    assistant_only_loss: bool = option(True, "Train on the assistant's tokens only.")
+    use_muon: bool = option(
         False, "Muon for the hidden matrices, AdamW for the rest: quicker for weights that Muon made, as pretrain.py's."
     )
-    muon_momentum: float = _option(0.95, "Momentum of Muon.")
-    embedding_lr_scale: float = _option(1.0, "With use_muon: rate of the embedding, as a multiple of learning_rate.")
-    head_lr_scale: float = _option(1.0, "With use_muon: rate of an untied head, as a multiple of learning_rate.")
-    learning_rate: float = _option(1e-4, "Peak learning rate.")
-    lr_scheduler_type: str = _option("cosine", "Any scheduler of transformers, such as linear.")
-    warmup_steps: float = _option(0.03, "Steps of linear warm-up, or a share of all steps if below 1.")
-    max_length: int | None = _option(None, "Longest row in tokens. Default: the context of the model, 1024 at most.")
-    gradient_checkpointing: bool | None = _option(None, "Trade compute for memory. Default: on for a GPU.")
-    bf16: bool | None = _option(None, "bfloat16 mixed precision. Default: on where a GPU has it.")
-    eval_strategy: str = _option("steps", "no, steps or epoch.")
-    eval_steps: float | None = _option(0.1, "Steps between evaluations, or a share of all steps if below 1.")
-    eval_on_start: bool = _option(True, "Measure the starting weights too.")
-    save_steps: float = _option(0.1, "Steps between checkpoints, or a share of all steps if below 1.")
-    save_total_limit: int | None = _option(1, "Checkpoints kept.")
-    include_num_input_tokens_seen: str = _option("all", "Count tokens: all, non_padding or no.")
+    muon_momentum: float = option(0.95, "Momentum of Muon.")
+    embedding_lr_scale: float = option(1.0, "With use_muon: rate of the embedding, as a multiple of learning_rate.")
+    head_lr_scale: float = option(1.0, "With use_muon: rate of an untied head, as a multiple of learning_rate.")
+    learning_rate: float = option(1e-4, "Peak learning rate.")
+    lr_scheduler_type: str = option("cosine", "Any scheduler of transformers, such as linear.")
+    warmup_steps: float = option(0.03, "Steps of linear warm-up, or a share of all steps if below 1.")
+    max_length: int | None = option(None, "Longest row in tokens. Default: the context of the model, 1024 at most.")
+    include_num_input_tokens_seen: str = option("all", "Count tokens: all, non_padding or no.")
 
     def __post_init__(self):
-        if self.overlong not in ("drop", "error"):
-            raise ValueError(f"overlong={self.overlong!r} must be drop or error")
+        check_choice("overlong", self.overlong, ("drop", "error"))
         choose_by_device(self, checkpointing_on_gpu=True)
         super().__post_init__()
 
 
 @dataclass
-class RewardModelConfig(RewardConfig):
+class RewardModelConfig(RunDefaults, RewardConfig):
     """TRL's RewardConfig with defaults for a reward model from a tuned one, and what happens to rows too long."""
 
     _argument_group_name = "training"
 
-    output_dir: str | None = _option("runs/reward", "The run folder: everything the stage leaves is in it.")
-    resume_from_checkpoint: str | None = _option(
-        "auto", "auto: go on where a run with the same settings was cut off; or the path of a checkpoint."
-    )
-    overlong: str = _option("drop", "Pairs with a side longer than max_length: drop (counted and shown) or error.")
-    center_rewards_coefficient: float | None = _option(
+    output_dir: str | None = option("runs/reward", "The run folder: everything the stage leaves is in it.")
+    overlong: str = option("drop", "Pairs with a side longer than max_length: drop (counted and shown) or error.")
+    center_rewards_coefficient: float | None = option(
         0.01, "Weight of the squared sum of a pair's scores in the loss, which keeps their mean near zero."
     )
-    learning_rate: float = _option(
+    learning_rate: float = option(
         3e-4,
         "Peak learning rate. Measured on all weights of 10M: 1e-3 is good too, 1e-4 slow; a large model wants less.",
     )
-    lr_scheduler_type: str = _option("cosine", "Any scheduler of transformers, such as linear.")
-    warmup_steps: float = _option(0.03, "Steps of linear warm-up, or a share of all steps if below 1.")
-    num_train_epochs: float = _option(1.0, "Passes over the data, unless max_steps is given; more overfit soon.")
-    max_length: int | None = _option(
+    lr_scheduler_type: str = option("cosine", "Any scheduler of transformers, such as linear.")
+    warmup_steps: float = option(0.03, "Steps of linear warm-up, or a share of all steps if below 1.")
+    num_train_epochs: float = option(1.0, "Passes over the data, unless max_steps is given; more overfit soon.")
+    max_length: int | None = option(
         None, "Longest side of a pair, with its prompt. Default: the context of the model, 1024 at most."
     )
-    gradient_checkpointing: bool | None = _option(None, "Trade compute for memory. Default: on for a GPU.")
-    bf16: bool | None = _option(None, "bfloat16 mixed precision. Default: on where a GPU has it.")
-    eval_strategy: str = _option("steps", "no, steps or epoch.")
-    eval_steps: float | None = _option(0.1, "Steps between evaluations, or a share of all steps if below 1.")
-    eval_on_start: bool = _option(True, "Measure the starting weights too.")
-    save_steps: float = _option(0.1, "Steps between checkpoints, or a share of all steps if below 1.")
-    save_total_limit: int | None = _option(1, "Checkpoints kept.")
-    include_num_input_tokens_seen: str = _option("all", "Count tokens: all, non_padding or no.")
+    include_num_input_tokens_seen: str = option("all", "Count tokens: all, non_padding or no.")
 
     def __post_init__(self):
-        if self.overlong not in ("drop", "error"):
-            raise ValueError(f"overlong={self.overlong!r} must be drop or error")
+        check_choice("overlong", self.overlong, ("drop", "error"))
         choose_by_device(self, checkpointing_on_gpu=True)
         super().__post_init__()
 
@@ -209,22 +201,28 @@ class RewardModelConfig(RewardConfig):
 class RewardArguments:
     """Where the rewards of PPO and GRPO come from; their config classes inherit it."""
 
-    reward_model_name_or_path: str | None = _option(None, "Reward model: a folder such as runs/reward, or a Hub id.")
-    reward_funcs: list[str] | None = _option(
+    reward_model_name_or_path: str | None = option(None, "Reward model: a folder such as runs/reward, or a Hub id.")
+    reward_funcs: list[str] | None = option(
         None, "Reward functions: names in fourstage.verifiers, or dotted paths of functions that are called as TRL's."
     )
-    gold_func: str | None = _option(
+    gold_func: str | None = option(
         None, "A reward function that is only reported, never trained on: it shows when the reward is gamed."
     )
-    control: str | None = _option(
+    control: str | None = option(
         None,
         "random_reward: the same run with coin flips as rewards, the others only reported. What it gains, no reward "
         "taught; any claim needs it beside it.",
     )
 
 
+def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raises ValueError unless the value of the field `name` is one of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} must be {' or '.join(allowed)}")
+
+
 def choose_by_device(config: SFTConfig | RewardConfig, checkpointing_on_gpu: bool = False) -> None:
-    """Fills bf16 and gradient checkpointing where unset (TRL turns both on, wrong for CPU and small models).
+    """Fills bf16 and gradient checkpointing where unset: TRL turns both on, which is wrong for CPUs and small models.
 
     Without an accelerator the CPU is asked for by name, with gloo between processes: otherwise `accelerate launch`
     with several processes starts independent copies (see `launch.check_launch`).
@@ -250,17 +248,18 @@ def parse(recipe: str, *types: type) -> tuple:
     """Reads the recipe's arguments: default < YAML (`--config FILE`) < command line.
 
     Args:
-        recipe: the recipe's `__file__`; without any argument its `configs/demo/STAGE.yaml` is used.
+        recipe: the recipe's `__file__`; without any argument its `configs/demo/STAGE.yaml` is used, and the stages of
+            the demo that it starts from are made where they are missing.
         types: dataclasses whose fields are the flags.
     Raises:
         ValueError: for an unknown key or flag, and for a Hub token, which comes from the login or HF_TOKEN only.
     """
     path = Path(recipe)
-    unshadow_libraries(recipe)
     arguments = [part for argument in sys.argv[1:] for part in _split_config(argument)]
     if not arguments:
         arguments = ["--config", str(path.parent / "configs" / "demo" / f"{path.stem}.yaml")]
         print(f"No arguments: {arguments[0]} {arguments[1]}", flush=True)
+        make_missing_parents(path)
     module_doc = sys.modules["__main__"].__doc__
     usage = f"accelerate launch recipes/{path.name} [--config FILE.yaml] [--flag value ...]"
     parser = TrlParser(types, description=module_doc, usage=usage, allow_abbrev=False)
@@ -276,10 +275,14 @@ def parse(recipe: str, *types: type) -> tuple:
     return parsed
 
 
-def unshadow_libraries(recipe: str) -> None:
-    """Takes the recipes' folder off the import path, where `recipes/evaluate.py` hides the library `evaluate`."""
-    folder = Path(recipe).resolve().parent
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != folder]
+def restored(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Arguments as run.json keeps them, back in their dataclass: defaults, types and checks apply again.
+
+    What an older version kept and this one does not know is left out.
+    Example: restored(DataArguments, record["arguments"]["data"]).
+    """
+    known = {f.name for f in fields(kind) if f.init}
+    return kind(**{name: value for name, value in values.items() if name in known})
 
 
 def _split_config(argument: str) -> list[str]:
@@ -309,7 +312,7 @@ def _yaml_keys(path: Path) -> list:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must hold `key: value` lines, got {type(content).__name__}")
     return list(content)

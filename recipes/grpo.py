@@ -10,6 +10,7 @@ their group's mean become likelier. Without arguments it tunes the embedded assi
 """
 
 from fourstage.arguments import DataArguments, ModelArguments, parse
+from fourstage.errors import reported_errors
 from fourstage.grpo.config import GRPORunConfig
 
 
@@ -18,38 +19,40 @@ def main(data_args: DataArguments, training_args: GRPORunConfig, model_args: Mod
 
     from transformers import set_seed
 
-    from fourstage.artifact.progress import WriteCompletions, show_progress, show_summary
-    from fourstage.artifact.run import CleanRun, finish_run, record_data, start_run
+    from fourstage.artifact.progress import WriteCompletions, show_summary, watch
+    from fourstage.artifact.run import finish_run, record_data, start_run
     from fourstage.data.lengths import drop_overlong, prompt_tokens
-    from fourstage.data.loading import describe, fingerprint, load_problems
+    from fourstage.data.loading import load_problems
     from fourstage.evaluation.generation import answer_questions
     from fourstage.grpo import GRPOTrainer
     from fourstage.grpo.collapse import WatchCollapse
-    from fourstage.grpo.config import default_learning_rate
     from fourstage.launch import check_launch
     from fourstage.models.adapters import adapter_config, finished_model
+    from fourstage.models.facts import context_of
     from fourstage.models.loading import load_causal_lm, load_tokenizer
+    from fourstage.parent import needed_parent
+    from fourstage.resolve import resolve_grpo
     from fourstage.rl.rewards import load_rewards
 
+    # The parent and every setting, before anything is written
     check_launch(training_args)
-    tokenizer, repairs = load_tokenizer(model_args, chats=True)  # first: without a parent nothing is written
+    parent = needed_parent(model_args.model_name_or_path, model_args.model_revision, "grpo")
+    tokenizer, repairs = load_tokenizer(model_args, chats=True)
     rewards = load_rewards(training_args)
+    resolved = resolve_grpo(data_args, training_args, model_args, tokenizer)
     set_seed(training_args.seed)
-    run = start_run("grpo", data_args, training_args, model_args, repairs)
+    run = start_run("grpo", data_args, training_args, model_args, parent, repairs, resolved)
 
+    # The rows, and the model whose context bounds them
     train, test = load_problems(data_args, training_args.seed, rewards, training_args)
-    record_data(run, {"train": fingerprint(train), "test": fingerprint(test)})
-    print(f"data: {describe(train)} to train on, {describe(test)} held out")
-
+    record_data(run, train, test)
     model = load_causal_lm(model_args, tokenizer)
-    if training_args.learning_rate is None:
-        training_args.learning_rate = default_learning_rate(model.num_parameters(), model_args.use_peft)
-        print(f"learning_rate {training_args.learning_rate:.1e}, by the model's size")
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", 1024)
-    room = context - training_args.max_completion_length
+    room = (context_of(model) or 1024) - training_args.max_completion_length
     count_tokens = partial(prompt_tokens, tokenizer)
     train = drop_overlong(train, count_tokens, room, training_args.overlong, "train")
     test = drop_overlong(test, count_tokens, room, training_args.overlong, "held-out")
+
+    # The trainer
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=rewards,
@@ -59,19 +62,21 @@ def main(data_args: DataArguments, training_args: GRPORunConfig, model_args: Mod
         processing_class=tokenizer,
         peft_config=adapter_config(model_args, model, tokenizer, continues_text=False),
     )
-    trainer.add_callback(CleanRun(run))
+    watch(trainer, run)
     trainer.add_callback(WatchCollapse)
     trainer.add_callback(WriteCompletions(trainer, run.folder / "completions.jsonl"))
-    show_progress(trainer)
+
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 
+    # What the stage leaves
     metrics = {**result.metrics, **trainer.evaluate()}
     model = finished_model(run, trainer, load_causal_lm, model_args)
     samples = answer_questions(model, tokenizer, [row["prompt"] for row in test.take(4)])
     finish_run(run, trainer, model, samples, metrics)
-    show_summary("grpo", run, metrics, samples)
-    trainer.end()
+    show_summary(run, metrics, samples)
+    trainer.end()  # closes trackers and the process group
 
 
 if __name__ == "__main__":
-    main(*parse(__file__, DataArguments, GRPORunConfig, ModelArguments))
+    with reported_errors():
+        main(*parse(__file__, DataArguments, GRPORunConfig, ModelArguments))

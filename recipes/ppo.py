@@ -9,6 +9,7 @@ answers are left away. A penalty of --beta on the distance from the starting mod
 """
 
 from fourstage.arguments import DataArguments, ModelArguments, parse
+from fourstage.errors import reported_errors
 from fourstage.ppo.config import PPORunConfig
 
 
@@ -17,33 +18,39 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
 
     from transformers import set_seed
 
-    from fourstage.artifact.progress import WriteCompletions, show_progress, show_summary
-    from fourstage.artifact.run import CleanRun, finish_run, record_data, start_run
+    from fourstage.artifact.progress import WriteCompletions, show_summary, watch
+    from fourstage.artifact.run import finish_run, record_data, start_run
     from fourstage.data.lengths import drop_overlong, prompt_tokens
-    from fourstage.data.loading import describe, fingerprint, load_prompts
+    from fourstage.data.loading import load_prompts
     from fourstage.evaluation.generation import answer_questions
     from fourstage.launch import check_launch
     from fourstage.models.adapters import adapter_config, finished_model
+    from fourstage.models.facts import context_of
     from fourstage.models.loading import load_causal_lm, load_tokenizer
+    from fourstage.parent import needed_parent
     from fourstage.ppo import PPOTrainer
+    from fourstage.resolve import resolve_ppo
     from fourstage.rl.rewards import load_rewards
 
+    # The parent and every setting, before anything is written
     check_launch(training_args)
-    tokenizer, repairs = load_tokenizer(model_args, chats=True)  # first: without a parent nothing is written
+    parent = needed_parent(model_args.model_name_or_path, model_args.model_revision, "ppo")
+    tokenizer, repairs = load_tokenizer(model_args, chats=True)
     rewards = load_rewards(training_args)
+    resolved = resolve_ppo(data_args, training_args, model_args)
     set_seed(training_args.seed)
-    run = start_run("ppo", data_args, training_args, model_args, repairs)
+    run = start_run("ppo", data_args, training_args, model_args, parent, repairs, resolved)
 
+    # The rows, and the model whose context bounds them
     train, test = load_prompts(data_args, training_args.seed)
-    record_data(run, {"train": fingerprint(train), "test": fingerprint(test)})
-    print(f"data: {describe(train)} to train on, {describe(test)} held out")
-
+    record_data(run, train, test)
     model = load_causal_lm(model_args, tokenizer)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", 1024)
-    room = context - training_args.max_completion_length
+    room = (context_of(model) or 1024) - training_args.max_completion_length
     count_tokens = partial(prompt_tokens, tokenizer)
     train = drop_overlong(train, count_tokens, room, training_args.overlong, "train")
     test = drop_overlong(test, count_tokens, room, training_args.overlong, "held-out")
+
+    # The trainer
     trainer = PPOTrainer(
         model=model,
         reward_funcs=rewards,
@@ -54,20 +61,22 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
         processing_class=tokenizer,
         peft_config=adapter_config(model_args, model, tokenizer, continues_text=False),
     )
-    trainer.add_callback(CleanRun(run))
+    watch(trainer, run)
     trainer.add_callback(WriteCompletions(trainer, run.folder / "completions.jsonl"))
-    show_progress(trainer)
+
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 
+    # What the stage leaves
     metrics = {**result.metrics, **trainer.evaluate()}
     if run.is_main and training_args.save_value_model:
         trainer.value_model.save(run.folder / "value")
     model = finished_model(run, trainer, load_causal_lm, model_args)
     samples = answer_questions(model, tokenizer)
     finish_run(run, trainer, model, samples, metrics)
-    show_summary("ppo", run, metrics, samples)
-    trainer.end()
+    show_summary(run, metrics, samples)
+    trainer.end()  # closes trackers and the process group
 
 
 if __name__ == "__main__":
-    main(*parse(__file__, DataArguments, PPORunConfig, ModelArguments))
+    with reported_errors():
+        main(*parse(__file__, DataArguments, PPORunConfig, ModelArguments))

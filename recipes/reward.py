@@ -8,6 +8,7 @@ rejected answer; optionally a `margin` by which the first is better, and a `kind
 """
 
 from fourstage.arguments import DataArguments, ModelArguments, RewardModelConfig, parse
+from fourstage.errors import reported_errors
 
 
 def main(data_args: DataArguments, training_args: RewardModelConfig, model_args: ModelArguments) -> None:
@@ -16,54 +17,58 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
     from transformers import set_seed
     from trl import RewardTrainer
 
-    from fourstage.artifact.progress import show_progress, show_summary
-    from fourstage.artifact.run import CleanRun, finish_run, record_data, start_run
+    from fourstage.artifact.progress import show_summary, watch
+    from fourstage.artifact.run import finish_run, record_data, start_run
     from fourstage.data.lengths import drop_overlong, pair_tokens
-    from fourstage.data.loading import describe, fingerprint, load_preferences
+    from fourstage.data.loading import load_preferences
     from fourstage.evaluation.reward_model import describe_report, longer_wins, measure
     from fourstage.launch import check_launch
     from fourstage.models.adapters import adapter_config, finished_model, keep_head_type
     from fourstage.models.loading import load_reward_model, load_tokenizer
-    from fourstage.parent import is_base
+    from fourstage.parent import needed_parent
+    from fourstage.resolve import resolve_reward
 
+    # The parent and every setting, before anything is written
     check_launch(training_args)
-    tokenizer, repairs = load_tokenizer(model_args, chats=True)  # first: without a parent nothing is written
+    parent = needed_parent(model_args.model_name_or_path, model_args.model_revision, "reward")
+    tokenizer, repairs = load_tokenizer(model_args, chats=True)
+    resolved = resolve_reward(data_args, training_args, model_args)
     set_seed(training_args.seed)
-    run = start_run("reward", data_args, training_args, model_args, repairs)
+    run = start_run("reward", data_args, training_args, model_args, parent, repairs, resolved)
 
+    # The rows
     train, test = load_preferences(data_args, training_args.seed)
-    record_data(run, {"train": fingerprint(train), "test": fingerprint(test)})
-    print(f"data: {describe(train)} to train on, {describe(test)} held out")
-
-    model = load_reward_model(model_args, tokenizer)
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", 1024)
-    training_args.max_length = training_args.max_length or min(longest, 1024)
-
+    record_data(run, train, test)
     count_tokens = partial(pair_tokens, tokenizer)
     train = drop_overlong(train, count_tokens, training_args.max_length, training_args.overlong, "train")
     test = drop_overlong(test, count_tokens, training_args.max_length, training_args.overlong, "held-out")
+
+    # The model and its trainer
+    model = load_reward_model(model_args, tokenizer)
     trainer = RewardTrainer(
         model=model,
         args=training_args,
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
-        peft_config=adapter_config(model_args, model, tokenizer, continues_text=is_base(model_args.model_name_or_path)),
+        peft_config=adapter_config(model_args, model, tokenizer, continues_text=parent.is_base),
     )
-    keep_head_type(trainer.model)
-    trainer.add_callback(CleanRun(run))
-    show_progress(trainer)
+    keep_head_type(trainer.model)  # on a quantised base TRL makes the score head bfloat16
+    watch(trainer, run)
+
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 
+    # What the stage leaves
     metrics = {**result.metrics, **trainer.evaluate()}
     model = finished_model(run, trainer, load_reward_model, model_args)
     report, samples = measure(model, tokenizer, list(test), longer_wins(train.take(10_000)))
     metrics |= {**report, "eval_accuracy": report["reward_accuracy"]}  # TRL's weighs a short last batch like the others
     finish_run(run, trainer, model, samples, metrics)
     print(describe_report(report))
-    show_summary("reward", run, metrics, samples)
-    trainer.end()
+    show_summary(run, metrics, samples)
+    trainer.end()  # closes trackers and the process group
 
 
 if __name__ == "__main__":
-    main(*parse(__file__, DataArguments, RewardModelConfig, ModelArguments))
+    with reported_errors():
+        main(*parse(__file__, DataArguments, RewardModelConfig, ModelArguments))

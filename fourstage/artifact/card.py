@@ -32,7 +32,7 @@ def model_card(record: dict, samples: list[dict], repo_id: str | None = None, ev
 
     Args:
         record: run.json of a finished stage. repo_id: its repository on the Hub, for the lines that load it.
-        evaluation: what recipes/evaluate.py measured, beside the record's own metrics.
+        evaluation: what recipes/measure.py measured, beside the record's own metrics.
     """
     title = f"# {_text(repo_id.split('/')[1])}" if repo_id else f"# fourstage {record['stage']} model"
     parts = [

@@ -6,22 +6,23 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fourstage.parent import HUB_ID, commit_of, is_hub_id, read_run
+from fourstage.parent import HUB_ID, Parent, is_hub_id
 
 _KINDS = ("hub", "demo", "generated", "local")
 
 
-def summary(name: str | None, revision: str | None = None) -> dict | None:
-    """A model in short, for the run.json of those made from it; it names no path of this machine."""
-    if not name:
+def summary(parent: Parent | None) -> dict | None:
+    """A model in short, for the run.json of the models made from it; it names no path of this machine."""
+    if parent is None:
         return None
-    record, on_hub = read_run(name, revision) or {}, is_hub_id(name)
-    evaluation = {} if on_hub else evaluation_of(Path(name))
-    hub = {"repo_id": name, "revision": revision or "main", "commit": commit_of(name, revision)} if on_hub else None
+    record, evaluation, hub = parent.record or {}, evaluation_of(Path(parent.name)), None
+    if parent.on_hub:
+        evaluation = {}
+        hub = {"repo_id": parent.name, "revision": parent.revision or "main", "commit": parent.commit}
     return _plain(
         {
             **record,
-            "name": name if on_hub else Path(name).name,
+            "name": parent.name if parent.on_hub else Path(parent.name).name,
             "license": record.get("arguments", {}).get("model", {}).get("model_license"),
             "metrics": measured(record.get("metrics") or {}, evaluation),
             "hub": hub or record.get("hub"),
@@ -29,13 +30,13 @@ def summary(name: str | None, revision: str | None = None) -> dict | None:
     )
 
 
-def lineage(name: str | None, revision: str | None = None) -> list[dict]:
+def lineage(parent: Parent | None) -> list[dict]:
     """The models before this one, the first one first: the parent's own lineage and the parent."""
-    if not name:
+    if parent is None:
         return []
-    before = (read_run(name, revision) or {}).get("lineage")
+    before = (parent.record or {}).get("lineage")
     before = before if isinstance(before, list) else []
-    return [*(_plain(entry) for entry in before if isinstance(entry, dict)), summary(name, revision)]
+    return [*(_plain(entry) for entry in before if isinstance(entry, dict)), summary(parent)]
 
 
 def _plain(entry: dict) -> dict:
@@ -80,7 +81,7 @@ def _kind_of_data(name: str) -> str:
 
 
 def evaluation_of(folder: Path) -> dict:
-    """What recipes/evaluate.py left in a folder, or nothing."""
+    """What recipes/measure.py left in a folder, or nothing."""
     file = folder / "evaluation.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 

@@ -1,11 +1,15 @@
-"""What a person sees while a stage runs: one bar, one line per log, one screen at the end."""
+"""What a person sees while a stage runs: the settings, one bar, one line per log, one screen at the end."""
 
 import json
 import time
 import warnings
 from pathlib import Path
 
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
+
+from fourstage.artifact.overview import overview
+from fourstage.artifact.run import CleanRun, Run
+from fourstage.stages import STAGES
 
 _SHOWN = {
     "loss": "loss {:.3f}",
@@ -30,12 +34,19 @@ _SHOWN = {
 
 
 class StageProgress(ProgressCallback):
-    """transformers' progress bar with tokens per second in it, and short lines for people instead of dictionaries."""
+    """transformers' progress bar with tokens per second in it, and short lines for people instead of dictionaries.
+
+    Before the bar stands the block of `overview`.
+    """
+
+    def __init__(self, run: Run, trainer: Trainer):
+        super().__init__()
+        self.run, self.trainer = run, trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
+        print(f"\n{overview(self.run, self.trainer, state)}\n", flush=True)
         super().on_train_begin(args, state, control, **kwargs)
         self._since, self._tokens_before = time.monotonic(), state.num_input_tokens_seen
-        self._evaluating = 0.0
 
     def on_step_end(self, args, state, control, **kwargs):
         super().on_step_end(args, state, control, **kwargs)
@@ -49,7 +60,7 @@ class StageProgress(ProgressCallback):
                 line = f"step {state.global_step}/{state.max_steps}: {', '.join(parts)}"
                 (self.training_bar.write if self.training_bar is not None else print)(line)
 
-    def tokens_per_second(self, state) -> float:
+    def tokens_per_second(self, state: TrainerState) -> float:
         return (state.num_input_tokens_seen - self._tokens_before) / max(time.monotonic() - self._since, 1e-9)
 
 
@@ -83,37 +94,42 @@ class WriteCompletions(TrainerCallback):
                 out.write(json.dumps(row | {"rewards": scores}, ensure_ascii=False) + "\n")
 
 
-def show_progress(trainer) -> None:
-    """Replaces the trainer's own display by `StageProgress`, and hushes warnings that no user can act on."""
+def watch(trainer: Trainer, run: Run) -> None:
+    """Gives every recipe's trainer what it needs: `CleanRun`, and `StageProgress` in place of its own display.
+
+    Warnings that no user can act on are silenced.
+    """
+    trainer.add_callback(CleanRun(run))
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    trainer.add_callback(StageProgress)
+    trainer.add_callback(StageProgress(run, trainer))
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 
-def show_summary(stage: str, run, metrics: dict, samples: list[dict]) -> None:
+def show_summary(run: Run, metrics: dict, samples: list[dict]) -> None:
     """One screen: where the result lies, what was measured, what the model says, what to do next."""
     if not run.is_main:
         return
     record = run.record
     seconds = metrics["train_runtime"]
-    print(f"\n{stage} finished: {run.folder} ({record['parameters']:,} parameters)")
+    print(f"\n{record['stage']} finished: {run.folder} ({record['parameters']:,} parameters)")
     # After a resumption the tokens are those of the whole run, the seconds those since then: no rate can be told.
     rate = " since it was resumed" if run.checkpoint else f", {record['tokens'] / seconds:,.0f} tokens/s"
     print(f"  {record['tokens']:,} tokens, {seconds / 60:.1f} min{rate}")
     print("  " + ", ".join(text.format(metrics[key]) for key, text in _SHOWN.items() if key in metrics))
     for sample in samples:
-        score = f"{sample['score']:+.2f} " if "score" in sample else ""
-        asked = sample["prompt"] if isinstance(sample["prompt"], str) else sample["prompt"][-1]["content"]
-        print(f"  {asked!r}\n    -> {score}{sample['completion'][:200]!r}")
-        if "rejected" in sample:
-            print(f"       {sample['rejected_score']:+.2f} {sample['rejected'][:200]!r}")
-    print(f"  measure it: python recipes/evaluate.py {run.folder}")
-    if stage == "pretrain":
-        print(f"  next: accelerate launch recipes/sft.py --model_name_or_path {run.folder} --dataset_name DATA")
-    if stage == "grpo" and record["arguments"]["training"]["control"] is None:
+        _show_sample(sample)
+    print(f"  measure it: python recipes/measure.py {run.folder}")
+    if following := STAGES[record["stage"]].next:
+        parent = run.parent.name if run.parent else ""
+        print(f"  next: {following.format(folder=run.folder, parent=parent)}")
+    elif record["arguments"]["training"]["control"] is None:
         print("  its control: the same command with --control random_reward and another --output_dir")
-    if stage == "reward":
-        parent = record["parent"]["path"]
-        print(f"  next: accelerate launch recipes/ppo.py --model_name_or_path {parent} --dataset_name DATA", end="")
-        print(f" --reward_model_name_or_path {run.folder}")
+
+
+def _show_sample(sample: dict) -> None:
+    score = f"{sample['score']:+.2f} " if "score" in sample else ""
+    prompt = sample["prompt"] if isinstance(sample["prompt"], str) else sample["prompt"][-1]["content"]
+    print(f"  {prompt!r}\n    -> {score}{sample['completion'][:200]!r}")
+    if "rejected" in sample:
+        print(f"       {sample['rejected_score']:+.2f} {sample['rejected'][:200]!r}")

@@ -1,60 +1,64 @@
 """What a stage leaves behind: the run folder, its run.json, and the rule by which a run is resumed."""
 
-import dataclasses
 import json
 import os
-import re
-import shlex
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from huggingface_hub import get_token
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
+from fourstage.arguments import DataArguments, ModelArguments
 from fourstage.artifact.card import card_data, model_card, pushed_card
 from fourstage.artifact.hub import Hub, HubSettings, open_hub, take_settings
-from fourstage.artifact.lineage import lineage, named_data, summary
+from fourstage.artifact.record import differences, new_record
 from fourstage.artifact.upload import public_record
+from fourstage.atomic import write_atomically
+from fourstage.data.loading import describe, fingerprint
+from fourstage.data.sources import Rows
 from fourstage.models.adapters import check_adapters
 from fourstage.models.opening import dequantised
-from fourstage.parent import identify, is_gguf, read_record
+from fourstage.parent import Parent, is_gguf, read_record
 
-_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
-# Settings that change what is written or where it runs, not what is learned: a run may be resumed with others.
-_NOT_IDENTITY = re.compile(
-    r"^(output_dir|resume_from_checkpoint|logging_.*|log_.*|report_to|run_name|project|trackio_.*|disable_tqdm|save_.*|"
-    r"eval_.*|per_device_eval_batch_size|max_eval_rows|dataloader_(?!drop_last).*|push_to_hub|hub_.*|.*_license|use_cpu|"
-    r"local_rank|ddp_.*|dataset_num_proc|skip_memory_metrics|debug|include_.*|do_.*)$"
-)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 @dataclass
 class Run:
-    """A started stage. `checkpoint` is the path to go on from, or None; `record` is what run.json holds; `hub` is where
-    the first process pushes it, if it does."""
+    """A started stage.
+
+    Args:
+        folder: where it goes. record: what its run.json holds. checkpoint: the path to resume from, or None.
+        is_main: whether this is the first process, which alone writes.
+        parent: the model it starts from; None for random weights.
+        data: the rows to train on and those held out, in words.
+        hub: where the first process pushes it, if it does. hub_settings: what was asked for.
+    """
 
     folder: Path
     record: dict
     checkpoint: str | None
     is_main: bool
+    parent: Parent | None = None
+    data: str = ""
     hub: Hub | None = None
     hub_settings: HubSettings | None = None
 
     def write(self) -> None:
-        """Replaces run.json in one step, so that a cut-off write leaves the former one."""
+        """Replaces run.json in one step."""
         if self.is_main:
-            temporary = self.folder / "run.json.tmp"
-            temporary.write_text(json.dumps(self.record, indent=1, default=str) + "\n", encoding="utf-8")
-            os.replace(temporary, self.folder / "run.json")
+            write_atomically(self.folder / "run.json", json.dumps(self.record, indent=1, default=str) + "\n")
 
 
 class CleanRun(TrainerCallback):
@@ -94,22 +98,34 @@ class CleanRun(TrainerCallback):
             self.run.hub.push_checkpoint(self.run.folder, checkpoint, self.run.record)
 
 
-def start_run(stage: str, data_args, training_args, model_args, repairs: Sequence[str] = ()) -> Run:
+def start_run(
+    stage: str,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    model_args: ModelArguments,
+    parent: Parent | None = None,
+    repairs: Sequence[str] = (),
+    resolved: Iterable[str] = (),
+) -> Run:
     """Opens the run folder `output_dir`, or finds that its run goes on or is done; checkpoints go below it.
 
-    All processes take the decision of the first. Sets `training_args.output_dir` to the folder's `checkpoints/`, and
-    where the parent is a GGUF file `model_args.model_name_or_path` to its dequantised copy in the folder's `base/`.
-    `repairs` says what was mended in the parent's tokenizer.
+    All processes take the decision of the first. From here on `training_args.output_dir` is the folder's
+    `checkpoints/`, and where the parent is a GGUF file `model_args.model_name_or_path` is its dequantised copy in the
+    folder's `base/`.
+
+    Args:
+        parent: the model to start from. repairs: what was mended in its tokenizer.
+        resolved: names of the settings that `fourstage.resolve` filled in.
     Raises:
         ValueError: if the folder or the repository on the Hub holds other files, or a run with other settings (their
             differences are named); if the run is to be pushed and cannot be.
         SystemExit: with code 0, if this very run is finished.
     """
     check_adapters(model_args)
-    folder = Path(training_args.output_dir)
-    record = _new_record(stage, data_args, training_args, model_args)
+    folder, process = Path(training_args.output_dir), PartialState()
+    record = new_record(stage, data_args, training_args, model_args, parent, resolved)
+    record["tokenizer_repairs"] = list(repairs)
     settings, hub = take_settings(training_args), None  # after the record, which keeps them
-    process = PartialState()
     answer = [None]
     if process.is_main_process:
         hub, answer = _open(folder, record, training_args.resume_from_checkpoint, settings)
@@ -119,47 +135,52 @@ def start_run(stage: str, data_args, training_args, model_args, repairs: Sequenc
     if kind == "finished":
         process.print(value)
         raise SystemExit(0)
-    if not process.is_main_process:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (one process tells the user; errors go to stderr)
-    training_args.output_dir = str(folder / "checkpoints")
-    run = Run(folder, record, value, process.is_main_process, hub, settings)
-    if run.is_main:
-        former = read_record(folder)
-        record["data"] = former.get("data") if former and _identity(former) == _identity(record) else None
-        folder.mkdir(parents=True, exist_ok=True)
-    record["tokenizer_repairs"] = list(repairs)
-    run.write()
-    if value:
-        process.print(f"Resuming {folder} from {Path(value).name}")
+    run = Run(folder, record, value, process.is_main_process, parent, "", hub, settings)
+    _begin(run, training_args)
     if is_gguf(model_args.model_name_or_path or ""):
         with process.main_process_first():
             model_args.model_name_or_path = str(dequantised(model_args.model_name_or_path, folder / "base"))
     return run
 
 
-def record_data(run: Run, fingerprints: dict[str, str]) -> None:
-    """Notes what data the run reads; a resumed run must read the same.
+def _begin(run: Run, training_args: TrainingArguments) -> None:
+    """Writes the first run.json, and lets only the first process talk to the user."""
+    training_args.output_dir = str(run.folder / "checkpoints")
+    if not run.is_main:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (errors still go to stderr)
+        return
+    former = read_record(run.folder)
+    same_run = former is not None and not differences(former, run.record)
+    run.record["data"] = former.get("data") if former and same_run else None
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.write()
+    if run.checkpoint:
+        print(f"Resuming {run.folder} from {Path(run.checkpoint).name}")
+
+
+def record_data(run: Run, train: Rows, test: Rows) -> None:
+    """Notes which rows the run reads; a resumed run must read the same.
 
     Raises:
         ValueError: if the data changed since the run began.
     """
-    before = run.record.get("data")
-    if before and before != fingerprints:
+    before, now = run.record.get("data"), {"train": fingerprint(train), "test": fingerprint(test)}
+    if before and before != now:
         raise ValueError(
-            f"{run.folder}: the data changed since this run began ({before} -> {fingerprints}); "
-            "bring the old data back, or choose another --output_dir"
+            f"{run.folder}: the data changed since this run began ({before} -> {now}); bring the old data back, or "
+            "choose another --output_dir"
         )
-    run.record["data"] = fingerprints
+    run.record["data"] = now
+    run.data = f"{describe(train)} to train on, {describe(test)} held out"
     run.write()
 
 
-def finish_run(run: Run, trainer, model: PreTrainedModel, samples: list[dict], metrics: dict) -> None:
-    """Writes the finished stage: weights, tokenizer, samples, trainer state, card; then says so, and pushes it if it is
-    to be pushed.
+def finish_run(run: Run, trainer: Trainer, model: PreTrainedModel, samples: list[dict], metrics: dict) -> None:
+    """Writes the finished stage: weights, tokenizer, samples, trainer state, card; then marks it finished in run.json,
+    and pushes it where that was asked for.
 
-    `model` is what `adapters.finished_model` gave. The folder loads as it is with AutoTokenizer and
-    AutoModelForCausalLM, a reward model's with AutoModelForSequenceClassification. A run is
-    `finished` only after all is there.
+    The folder loads as it is with AutoTokenizer and AutoModelForCausalLM, a reward model's with
+    AutoModelForSequenceClassification. `model` is what `adapters.finished_model` gave.
     """
     state_dict = None
     if model is trainer.accelerator.unwrap_model(trainer.model):
@@ -178,7 +199,6 @@ def finish_run(run: Run, trainer, model: PreTrainedModel, samples: list[dict], m
         parameters=model.num_parameters(),
         tokens=trainer.state.num_input_tokens_seen,
         steps=trainer.state.global_step,
-        learning_rate=trainer.args.learning_rate,
         metrics=metrics,
     )
     (run.folder / "README.md").write_text(model_card(run.record, samples), encoding="utf-8")
@@ -199,33 +219,6 @@ def push_run(folder: Path, record: dict, hub: Hub) -> None:
     """
     hub.push_finished(folder, record, pushed_card(folder, record, hub.repo_id))
     Run(folder, record, None, True).write()
-
-
-def _new_record(stage: str, data_args, training_args, model_args) -> dict:
-    parent = model_args.model_name_or_path
-    scorer = getattr(training_args, "reward_model_name_or_path", None)
-    arguments = {
-        "data": dataclasses.asdict(data_args),
-        "training": training_args.to_dict(),
-        "model": dataclasses.asdict(model_args),
-    }
-    return {
-        "status": "running",
-        "stage": stage,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": _redact(shlex.join(["accelerate", "launch", *sys.argv])),
-        "seed": training_args.seed,
-        "git_sha": git_sha(),
-        "processes": PartialState().num_processes,
-        "versions": {"fourstage": version("fourstage"), **{name: version(name) for name in _LIBRARIES}},
-        "parent": identify(parent, model_args.model_revision),
-        "reward_model": identify(scorer),
-        "lineage": lineage(parent, model_args.model_revision),
-        "rewarded_by": summary(scorer),
-        "datasets": named_data(data_args),
-        "data": None,
-        "arguments": json.loads(_redact(json.dumps(arguments, default=str))),
-    }
 
 
 def _open(folder: Path, record: dict, resume: str | None, settings: HubSettings | None) -> tuple[Hub | None, list]:
@@ -257,10 +250,10 @@ def _open(folder: Path, record: dict, resume: str | None, settings: HubSettings 
 
 def refuse_another_run(hub: Hub, there: dict, record: dict) -> None:
     """Raises ValueError, with the differences, if the repository's run.json is of another run than `record`."""
-    differences = _differences(_identity(there), _identity(public_record(record)))
-    if differences:
+    changed = differences(there, public_record(record))
+    if changed:
         raise ValueError(
-            f"hub_model_id={hub.repo_id} (branch {hub.revision}) holds another run: {'; '.join(differences)}; choose "
+            f"hub_model_id={hub.repo_id} (branch {hub.revision}) holds another run: {'; '.join(changed)}; choose "
             "another --hub_model_id, or a branch of its own with --hub_revision"
         )
 
@@ -270,15 +263,13 @@ def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | 
     former = read_record(folder)
     if former is None:
         if folder.is_dir() and any(folder.iterdir()):
-            return "error", f"output_dir={folder} holds files that are no fourstage run; choose another --output_dir"
+            return "error", f"output_dir={folder} holds files that are not a fourstage run; choose another --output_dir"
         return "start", None if resume in (None, "auto") else resume
-    differences = _differences(_identity(former), _identity(record))
-    if differences and {path.name for path in folder.iterdir()} == {"run.json"}:
+    changed = differences(former, record)
+    if changed and {path.name for path in folder.iterdir()} == {"run.json"}:
         return "start", None  # it failed before it had a trainer: a mended command may take the folder
-    if differences:
-        return "error", (
-            f"output_dir={folder} holds another run: {'; '.join(differences)}; choose another --output_dir"
-        )
+    if changed:
+        return "error", (f"output_dir={folder} holds another run: {'; '.join(changed)}; choose another --output_dir")
     if former["status"] == "finished":
         return "finished", f"{folder} is finished ({former['finished']}); nothing to do"
     if former["processes"] != record["processes"]:
@@ -287,16 +278,6 @@ def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | 
             f"step; resume it with --num_processes {former['processes']}, or choose another --output_dir"
         )
     return "start", _last_checkpoint(folder) if resume in (None, "auto") else resume
-
-
-def _identity(record: dict) -> dict:
-    flat = {f: v for group in record["arguments"].values() for f, v in group.items() if not _NOT_IDENTITY.match(f)}
-    return {**{key: record.get(key) for key in ("stage", "parent", "reward_model")}, **flat}
-
-
-def _differences(old: dict, new: dict) -> list[str]:
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in keys]
 
 
 def _last_checkpoint(folder: Path) -> str | None:
@@ -320,28 +301,16 @@ def _drop_pickled_arguments(folder: Path) -> None:
         file.unlink()
 
 
-def _save_tokenizer(tokenizer, run: Run) -> None:
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, run: Run) -> None:
     """Copies the files of a parent that is a run byte for byte, so that a chain has one tokenizer."""
-    parent = None if run.record["arguments"]["model"]["tokenizer_name"] else run.record["parent"]
-    is_run = parent and read_record(parent["path"])
-    files = [Path(parent["path"]) / name for name in _TOKENIZER_FILES] if is_run else []
+    own = bool(run.record["arguments"]["model"]["tokenizer_name"])
+    is_run = run.parent is not None and run.parent.record is not None and not run.parent.on_hub
+    files = [Path(run.parent.name) / name for name in _TOKENIZER_FILES] if is_run and not own else []
     if any(file.name == "tokenizer.json" and file.is_file() for file in files):
-        for file in (f for f in files if f.is_file()):
+        for file in filter(Path.is_file, files):
             (run.folder / file.name).write_bytes(file.read_bytes())
     else:
         tokenizer.save_pretrained(run.folder)
-
-
-def git_sha() -> str | None:
-    here = Path(__file__).parent
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
-
-
-def _redact(text: str) -> str:
-    if token := get_token():  # whatever its form
-        text = text.replace(token, "hf_***")
-    return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", text)
 
 
 def push_folder(folder: Path, settings: HubSettings) -> None:

@@ -1,4 +1,4 @@
-"""A model that talks: opened from whatever it is, its text as it comes, and nothing of it that a terminal obeys."""
+"""A model that talks: opened from whatever it is, its text as it comes, with control characters escaped."""
 
 import json
 import re
@@ -20,8 +20,9 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
+from fourstage.models.facts import context_of, stop_ids
 from fourstage.models.opening import load_gguf_tokenizer, opening
-from fourstage.parent import check_parent, is_gguf, read_record
+from fourstage.parent import check_parent, find_parent, is_gguf
 
 # C0 and C1 but tab and line feed, marks that turn the direction of text, line separators, lone surrogates.
 _CONTROLS = re.compile(
@@ -99,7 +100,7 @@ class Speaker:
     @property
     def context(self) -> int:
         """Tokens that it can read, prompt and answer together; practically endless if its configuration has none."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        return context_of(self.model) or sys.maxsize
 
     @property
     def stops(self) -> list[int]:
@@ -123,15 +124,15 @@ def open_speaker(
 ) -> Speaker:
     """Opens a run folder, a saved model, a Hub id or a GGUF file, on the accelerator if there is one.
 
-    It chats if its tokenizer has a chat template, but for a base model of fourstage, whose template was never trained
-    on, and where `continues` is asked for. Sampling settings of its own generation_config are dropped: `generate` would
-    take them for every field left open.
+    It chats if its tokenizer has a chat template, unless `continues` is asked for or it is a base model of fourstage
+    (a folder or on the Hub), which was never trained on its template. Sampling settings of its own generation_config
+    are dropped: `generate` would take them for every field left open.
     Raises:
         ValueError: in one line: missing or unfinished, pickles, remote code, no network, a reward model.
     """
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    hub = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    parent, hub = find_parent(name, revision), {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     if is_gguf(name):
         tokenizer = load_gguf_tokenizer(name)
         source, options = str(Path(name).parent), {"gguf_file": Path(name).name}
@@ -145,9 +146,8 @@ def open_speaker(
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
     model = model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
     model.generation_config = _plain_config(model, tokenizer)
-    stage = (read_record(name) or {}).get("stage")
-    chats = tokenizer.chat_template is not None and stage != "pretrain" and not continues
-    return Speaker(name, stage, chats, model, tokenizer)
+    chats = tokenizer.chat_template is not None and not parent.is_base and not continues
+    return Speaker(name, parent.stage, chats, model, tokenizer)
 
 
 def is_reward_model(name: str, **options) -> bool:
@@ -160,8 +160,7 @@ def is_reward_model(name: str, **options) -> bool:
 
 def _plain_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """Where the model stops, and nothing else: at its own end tokens, and at the tokenizer's."""
-    own = model.generation_config.eos_token_id
-    stops = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+    stops = {*stop_ids(model.generation_config), tokenizer.eos_token_id} - {None}
     pad = next((i for i in (tokenizer.pad_token_id, *sorted(stops)) if i is not None), 0)
     return GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(stops), pad_token_id=pad)
 
@@ -224,8 +223,12 @@ class Stream(BaseStreamer):
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
+def _ignore(text: str) -> None:
+    """Takes text that nobody waits for: the Stream has all of it in the end."""
+
+
 @torch.no_grad()
-def speak(speaker: Speaker, ids: list[int], sampling: Sampling, write: Callable[[str], object] = len) -> Stream:
+def speak(speaker: Speaker, ids: list[int], sampling: Sampling, write: Callable[[str], object] = _ignore) -> Stream:
     """Generates what follows `ids`, at most to the end of the context, handing the text to `write` as it comes.
 
     Ctrl-C stops it: the Stream has what was said so far, and `interrupted`.

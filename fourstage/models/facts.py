@@ -1,14 +1,16 @@
 """Facts that a model's configurations hold: how much it reads, where its answers end, how many scores it gives."""
 
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 
-def context_of(model: PreTrainedModel) -> int | None:
-    """The most tokens that a model reads, prompt and answer together; None if its configuration names no limit.
+def context_of(model: PreTrainedModel | PreTrainedConfig) -> int | None:
+    """The most tokens that a model, or one of this configuration, reads, prompt and answer together; None if it names
+    no limit.
 
     Example: 1024 for GPT-2; None for Mamba, where callers choose: `context_of(model) or 1024`.
     """
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model if isinstance(model, PreTrainedConfig) else model.config
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def stop_ids(config: GenerationConfig | None) -> list[int]:

@@ -1,4 +1,6 @@
-"""The model of a stage: random weights of any architecture and size, or a checkpoint; adapters on top."""
+"""The model of a stage from a checkpoint, with its configuration and tokenizer: a language model or a reward model."""
+
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -8,23 +10,49 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 from trl import get_quantization_config
 
+from fourstage.arguments import ModelArguments
 from fourstage.models.adapters import keep_layout, score_heads
 from fourstage.models.opening import load_gguf_tokenizer, loading_options, opening
 from fourstage.models.tokenizer import repair_pad_token
 from fourstage.parent import check_parent, is_gguf
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 
-def load_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+
+def load_config(model_args: ModelArguments) -> PreTrainedConfig:
+    """The configuration of `model_name_or_path`; raises ValueError of one line for whatever is wrong with its files."""
+    name = model_args.model_name_or_path
+    with opening(name):
+        if is_gguf(name):
+            return AutoConfig.from_pretrained(str(Path(name).parent), gguf_file=Path(name).name)
+        return AutoConfig.from_pretrained(name, **loading_options(model_args))
+
+
+def parameters_of(config: PreTrainedConfig, model_args: ModelArguments, tokens: int) -> int:
+    """Parameters of the language model of a configuration, with an embedding row for each of `tokens`.
+
+    Nothing is allocated, and tied weights count once. What `load_causal_lm` gives has as many, quantised or not.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=model_args.trust_remote_code)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    missing = max(0, tokens - embedding.num_embeddings)
+    tables = 1 if head is None or head.weight is embedding.weight else 2
+    return model.num_parameters() + missing * embedding.embedding_dim * tables
+
+
+def load_causal_lm(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Loads `model_name_or_path` in `dtype` or quantised; it pads and stops where the tokenizer's tokens say.
 
     Raises:
-        ValueError: of one line, for whatever is wrong with its files (`checkpoint.opening`).
+        ValueError: of one line, for whatever is wrong with its files (`opening`).
     """
     with opening(model_args.model_name_or_path):
         model = AutoModelForCausalLM.from_pretrained(
@@ -37,30 +65,7 @@ def load_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     return model
 
 
-def _weight_options(model_args) -> dict:
-    """Safetensors only; with 4 or 8 bits `dtype` is that of the parts that stay whole."""
-    return {
-        "dtype": _dtype(model_args),
-        "attn_implementation": model_args.attn_implementation,
-        "quantization_config": get_quantization_config(model_args),
-        "use_safetensors": True,
-    }
-
-
-def _fit(model: PreTrainedModel, model_args, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Rows for what the model's own tokenizer has more, such as a new pad token; another tokenizer must fit."""
-    keep_layout(model)
-    rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows and not model_args.tokenizer_name:
-        model.resize_token_embeddings(len(tokenizer))
-    elif len(tokenizer) > rows:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens, {model_args.model_name_or_path} embeds {rows}; leave "
-            "--tokenizer_name out"
-        )
-
-
-def load_reward_model(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def load_reward_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Loads `model_name_or_path` with one score a sequence, read at the last token that is not the tokenizer's pad.
 
     The head of a causal LM is new: N(0, 0.001^2), so that all scores begin near zero and the first loss is ln 2
@@ -69,9 +74,28 @@ def load_reward_model(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrai
         ValueError: for a type without a classifier, a classifier with another number of labels, and a tokenizer with
             more tokens than the model has.
     """
-    name, options = model_args.model_name_or_path, loading_options(model_args)
+    name, config = model_args.model_name_or_path, _scoring_config(model_args)
+    config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # else a report says that a language model has no score head
     with opening(name):
-        config = AutoConfig.from_pretrained(name, **options)
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(
+            name, config=config, **loading_options(model_args), **_weight_options(model_args), output_loading_info=True
+        )
+    logging.set_verbosity(level)
+    _fit(model, model_args, tokenizer)
+    heads = score_heads(model)
+    missing = sorted(key for key in loaded["missing_keys"] if key.split(".")[0] not in heads)
+    if missing:
+        print(f"{name} lacks {', '.join(missing[:5])}, which begin at random ({len(missing)} in all)")
+    if len(loaded["missing_keys"]) > len(missing):
+        _draw_heads([getattr(model, head) for head in heads])
+    return model
+
+
+def _scoring_config(model_args: ModelArguments) -> PreTrainedConfig:
+    """The configuration of a model that is to give one score; ValueError if it cannot."""
+    name, config = model_args.model_name_or_path, load_config(model_args)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise ValueError(
             f"model type {config.model_type} of {name} has no sequence classifier in transformers, so it cannot score; "
@@ -83,40 +107,55 @@ def load_reward_model(model_args, tokenizer: PreTrainedTokenizerBase) -> PreTrai
             "it was made from"
         )
     config.num_labels = 1
-    config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # else a report says that a language model has no score head
-    with opening(name):
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, **options, **_weight_options(model_args), output_loading_info=True
-        )
-    logging.set_verbosity(level)
-    _fit(model, model_args, tokenizer)
-    heads = score_heads(model)
-    missing = sorted(key for key in found["missing_keys"] if key.split(".")[0] not in heads)
-    if missing:
-        print(f"{name} lacks {', '.join(missing[:5])}, which begin at random ({len(missing)} in all)")
-    for module in (part for head in heads for part in getattr(model, head).modules()):
-        if isinstance(module, nn.Linear) and module.out_features == 1 and len(found["missing_keys"]) > len(missing):
+    return config
+
+
+def _draw_heads(heads: list[nn.Module]) -> None:
+    for module in (part for head in heads for part in head.modules()):
+        if isinstance(module, nn.Linear) and module.out_features == 1:
             nn.init.normal_(module.weight, std=0.001)
-    return model
 
 
-def load_tokenizer(model_args, chats: bool = False) -> tuple[PreTrainedTokenizerBase, list[str]]:
+def _weight_options(model_args: ModelArguments) -> dict:
+    """Safetensors only; with 4 or 8 bits `dtype` is that of the parts that stay whole."""
+    return {
+        "dtype": dtype_of(model_args),
+        "attn_implementation": model_args.attn_implementation,
+        "quantization_config": get_quantization_config(model_args),
+        "use_safetensors": True,
+    }
+
+
+def dtype_of(model_args: ModelArguments) -> torch.dtype | str:
+    """The type of the weights that `dtype` names, or "auto"; raises ValueError for another name."""
+    if model_args.dtype not in _DTYPES:
+        raise ValueError(f"dtype={model_args.dtype!r} must be one of {', '.join(_DTYPES)}")
+    return _DTYPES[model_args.dtype]
+
+
+def _fit(model: PreTrainedModel, model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Adds rows for tokens that the model's own tokenizer has gained, such as a new pad; another tokenizer must fit."""
+    keep_layout(model)
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows and not model_args.tokenizer_name:
+        model.resize_token_embeddings(len(tokenizer))
+    elif len(tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, {model_args.model_name_or_path} embeds {rows}; leave "
+            "--tokenizer_name out"
+        )
+
+
+def load_tokenizer(model_args: ModelArguments, chats: bool = False) -> tuple[PreTrainedTokenizerBase, list[str]]:
     """The tokenizer of `tokenizer_name`, else that of the checkpoint, and what was repaired in it (for run.json).
 
     It must know how to end and, if it `chats`, how a conversation is written; a pad token it is given.
     Raises:
         ValueError: naming what is missing: the folder (and the command that makes it), a token or the template.
     """
-    if chats and not model_args.model_name_or_path:
-        raise ValueError(
-            "model_name_or_path is missing: the model to start from, such as runs/pretrain for sft, runs/sft for the "
-            "later stages, or a Hub id"
-        )
-    for parent in filter(None, (model_args.model_name_or_path, model_args.tokenizer_name)):
-        check_parent(parent)
     name = model_args.tokenizer_name or model_args.model_name_or_path
+    if model_args.tokenizer_name:
+        check_parent(name)
     if is_gguf(name):
         tokenizer = load_gguf_tokenizer(name)
     else:
@@ -132,18 +171,15 @@ def load_tokenizer(model_args, chats: bool = False) -> tuple[PreTrainedTokenizer
     return tokenizer, repairs
 
 
-def describe(model: PreTrainedModel, wanted: int | None = None) -> str:
-    """For people: architecture, size and shape in one line."""
-    config, size = model.config.get_text_config(), model.num_parameters()
+def describe(model: PreTrainedModel, wanted: int | None = None, parameters: int | None = None) -> str:
+    """For people: architecture, size and shape in one line.
+
+    Args:
+        wanted: the size that was asked for. parameters: its own, where the model also holds an adapter's.
+    """
+    config, size = model.config.get_text_config(), parameters or model.num_parameters()
     fields = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
     shape = [f"{name}={getattr(config, name)}" for name in fields if getattr(config, name, None) is not None]
     shape += [f"vocab_size={config.vocab_size}", "tied" if config.tie_word_embeddings else "untied"]
     off = f" (asked for {wanted:,}, {size / wanted - 1:+.1%})" if wanted else ""
     return f"{config.model_type}: {size:,} parameters{off}; {', '.join(shape)}"
-
-
-def _dtype(model_args) -> torch.dtype | str:
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
-    if model_args.dtype not in known:
-        raise ValueError(f"dtype={model_args.dtype!r} must be one of {', '.join(known)}")
-    return known[model_args.dtype]

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from fourstage.models import sizing
-from fourstage.models.loading import _dtype, describe
+from fourstage.models.loading import dtype_of
 from fourstage.models.tokenizer import check_reload
 
 
@@ -40,12 +40,11 @@ def random_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase, max_length:
     )
     check_reload(tokenizer, config)
     model = AutoModelForCausalLM.from_config(
-        config, dtype=_dtype(model_args), attn_implementation=model_args.attn_implementation
+        config, dtype=dtype_of(model_args), attn_implementation=model_args.attn_implementation
     )
     model.generation_config = GenerationConfig(**ids)
     if uses_scaled_init(model_args):
         scale_init(model)
-    print(describe(model, wanted), flush=True)
     return model
 
 

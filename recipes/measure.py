@@ -1,11 +1,11 @@
 """A checkpoint -> its row of the stage table, printed and written to DIR/evaluation.json.
 
-    python recipes/evaluate.py runs/base
-    python recipes/evaluate.py runs/sft --dataset_name DATA --max_rows 500
+    python recipes/measure.py runs/base
+    python recipes/measure.py runs/sft --dataset_name DATA --max_rows 500
 
-    python recipes/evaluate.py runs/sft --stage grpo --dataset_name DATA --verifier number --samples 8
-    python recipes/evaluate.py runs/sft --tasks arc_easy,piqa
-    python recipes/evaluate.py runs/sft --tasks sums_generate,sums_choose --include_path recipes/tasks
+    python recipes/measure.py runs/sft --stage grpo --dataset_name DATA --verifier number --samples 8
+    python recipes/measure.py runs/sft --tasks arc_easy,piqa
+    python recipes/measure.py runs/sft --tasks sums_generate,sums_choose --include_path recipes/tasks
 
 A base model is measured in bits per byte of held-out text, a tuned one by its answers to held-out questions, a reward
 model by its choices on held-out pairs, a reasoning model by how often it solves held-out problems: greedily, sampled,
@@ -19,14 +19,15 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from fourstage.arguments import unshadow_libraries
+from fourstage.arguments import DataArguments, restored
+from fourstage.errors import reported_errors
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="python recipes/evaluate.py DIR [--flag value ...]",
+        usage="python recipes/measure.py DIR [--flag value ...]",
     )
     parser.add_argument("model", metavar="DIR", help="a finished stage, any saved model, or a Hub id")
     parser.add_argument(
@@ -61,19 +62,21 @@ def arguments() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    unshadow_libraries(__file__)
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     from fourstage.models.opening import opening
-    from fourstage.parent import check_parent, read_run
+    from fourstage.parent import find_parent
 
-    check_parent(args.model)
-    record = read_run(args.model)
+    record = find_parent(args.model).record
     if args.tasks:
-        from fourstage.evaluation.lm_eval import measure_tasks
+        from fourstage.evaluation.lm_eval import TaskSettings, measure_tasks
 
+        if args.stage or args.dataset_name:
+            raise ValueError("--tasks brings rows and measure of its own; leave out --stage and --dataset_name")
+        names = args.tasks.split(",")
+        settings = TaskSettings(names, args.include_path, args.max_rows, args.batch_size, args.apply_chat_template)
         former = former_row(args.model)
-        tasks = former.get("tasks", {}) | measure_tasks(args, record)
+        tasks = former.get("tasks", {}) | measure_tasks(args.model, record["stage"] if record else None, settings)
         write_row(args.model, {"model": args.model} | former | {"tasks": tasks})
         return
     stage = args.stage or (record["stage"] if record else None)
@@ -114,7 +117,7 @@ def held_out(args, record: dict | None, model, stage: str, convert=None):
     """The rows to measure on, and says how many; not yet in memory."""
     from fourstage.data.loading import describe, held_out_rows
 
-    data_args = SimpleNamespace(**record["arguments"]["data"]) if record else None
+    data_args = restored(DataArguments, record["arguments"]["data"]) if record else DataArguments()
     seed = record["seed"] if record else 0
     rows = held_out_rows(stage, args.dataset_name, data_args, seed, convert).take(args.max_rows)
     print(f"{args.model}: {model.num_parameters():,} parameters, {describe(rows)} held out")
@@ -125,8 +128,11 @@ def settings_of(record: dict | None) -> dict:
     return record["arguments"]["training"] if record else {}
 
 
-def context_of(model) -> int:
-    return min(getattr(model.config.get_text_config(), "max_position_embeddings", 1024), 1024)
+def longest_of(model) -> int:
+    """Tokens of a row that a run of ours would take by default."""
+    from fourstage.models.facts import context_of
+
+    return min(context_of(model) or 1024, 1024)
 
 
 def measure_texts(args, record: dict | None, model, tokenizer) -> tuple[dict, list]:
@@ -135,7 +141,7 @@ def measure_texts(args, record: dict | None, model, tokenizer) -> tuple[dict, li
 
     field = "text" if args.dataset_name else settings_of(record).get("dataset_text_field", "text")
     rows = held_out(args, record, model, "pretrain", lambda row: text_row(row, field))
-    window = args.window or context_of(model)
+    window = args.window or longest_of(model)
     texts = [row["text"] for row in rows]
     return {"rows": len(texts), "window": window, "bits_per_byte": bits_per_byte(model, tokenizer, texts, window)}, []
 
@@ -145,7 +151,7 @@ def measure_pairs(args, record: dict | None, model, tokenizer) -> tuple[dict, li
     from fourstage.evaluation.reward_model import describe_report, measure
 
     rows = held_out(args, record, model, "reward")
-    longest = settings_of(record).get("max_length") or context_of(model)
+    longest = settings_of(record).get("max_length") or longest_of(model)
     rows = list(drop_overlong(rows, partial(pair_tokens, tokenizer), longest, "drop", "held-out"))
     longer = not record or record["metrics"].get("length_baseline") != "shorter wins"  # as on its training rows
     report, _ = measure(model, tokenizer, rows, longer)
@@ -197,4 +203,5 @@ def measure_problems(args, record: dict | None, model, tokenizer) -> tuple[dict,
 
 
 if __name__ == "__main__":
-    main(arguments())
+    with reported_errors():
+        main(arguments())

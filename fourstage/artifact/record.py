@@ -1,0 +1,101 @@
+"""run.json: what a run notes about itself when it begins, and which of it makes a run another one."""
+
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+from accelerate import PartialState
+from huggingface_hub import get_token
+from transformers import TrainingArguments
+
+from fourstage.arguments import DataArguments, ModelArguments
+from fourstage.artifact.lineage import lineage, named_data, summary
+from fourstage.parent import Parent, find_parent
+
+_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+# Settings that change what is written or where it runs, not what is learned: a run may be resumed with others.
+_NOT_IDENTITY = re.compile(
+    r"^(output_dir|resume_from_checkpoint|logging_.*|log_.*|report_to|run_name|project|trackio_.*|disable_tqdm|save_.*|"
+    r"eval_.*|per_device_eval_batch_size|max_eval_rows|dataloader_(?!drop_last).*|push_to_hub|hub_.*|.*_license|use_cpu|"
+    r"local_rank|ddp_.*|dataset_num_proc|skip_memory_metrics|debug|include_.*|do_.*)$"
+)
+
+
+def new_record(
+    stage: str,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    model_args: ModelArguments,
+    parent: Parent | None,
+    resolved: Iterable[str],
+) -> dict:
+    """What run.json holds when a run begins. `resolved` names the settings that `fourstage.resolve` filled in."""
+    scored_by = getattr(training_args, "reward_model_name_or_path", None)
+    scorer = find_parent(scored_by) if scored_by else None
+    arguments = {
+        "data": dataclasses.asdict(data_args),
+        "training": training_args.to_dict(),
+        "model": dataclasses.asdict(model_args),
+    }
+    return {
+        "status": "running",
+        "stage": stage,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": redact(shlex.join(["accelerate", "launch", *sys.argv])),
+        "seed": training_args.seed,
+        "git_sha": git_sha(),
+        "processes": PartialState().num_processes,
+        "versions": {"fourstage": version("fourstage"), **{name: version(name) for name in _LIBRARIES}},
+        "parent": parent.identity() if parent else None,
+        "reward_model": scorer.identity() if scorer else None,
+        "lineage": lineage(parent),
+        "rewarded_by": summary(scorer),
+        "datasets": named_data(data_args),
+        "data": None,
+        "arguments": json.loads(redact(json.dumps(arguments, default=str))),
+        "resolved": sorted(resolved),
+    }
+
+
+def identity(record: dict) -> dict:
+    """What makes a run this one: its stage, its parents' weights, and every setting that changes what is learned."""
+    flat = {f: v for group in record["arguments"].values() for f, v in group.items() if not _NOT_IDENTITY.match(f)}
+    return {**{key: record.get(key) for key in ("stage", "parent", "reward_model")}, **flat}
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """How two run.json differ in their `identity`, a line for each setting; empty for the same run.
+
+    A setting that the new run's defaults filled in is no difference where the old run left it open: run.json of
+    versions before 0.2 held None or "auto" there, and the rule that fills it is the same.
+    """
+    before, now, filled = identity(old), identity(new), set(new.get("resolved", ()))
+    return [
+        f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not (key in filled and before.get(key) in (None, "auto"))
+    ]
+
+
+def git_sha() -> str | None:
+    """The commit of the checkout that this package lies in; None without one, or without git."""
+    if not shutil.which("git"):
+        return None
+    folder = Path(__file__).parent
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def redact(text: str) -> str:
+    """The text without Hub tokens: the one of this machine, and whatever looks like one."""
+    if token := get_token():  # whatever its form
+        text = text.replace(token, "hf_***")
+    return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", text)

@@ -1,0 +1,55 @@
+"""Wrong inputs as a person reads them: one line and exit code 2. A traceback is for bugs."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from traceback import walk_tb
+
+_LIBRARIES = ("trl", "transformers", "peft", "accelerate")
+
+
+def one_line(error: object, longest: int = 400) -> str:
+    """The message of an error on one line, cut off after `longest` characters.
+
+    Example: ValueError("a\\n  b") -> "a b".
+    """
+    return " ".join(str(error).split())[:longest]
+
+
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """Around a whole program: a wrong input ends it with `error: ...` on stderr and exit code 2, without a traceback.
+
+    A wrong input is a ValueError that fourstage raised, or a library before the training began: TRL and transformers
+    check settings of theirs that way. Whatever else is raised is a bug and keeps its traceback, as everything does
+    where the command line has `--debug` alone (with a value it is transformers' own flag).
+    """
+    debug = _take_debug_flag()
+    try:
+        yield
+    except ValueError as error:
+        origin = _origin(error)
+        if debug or origin is None:
+            raise
+        hint = "" if origin == "fourstage" else f" (says {origin}; --debug shows where)"
+        print(f"error: {error}{hint}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+
+
+def _take_debug_flag() -> bool:
+    following = dict(zip(sys.argv, [*sys.argv[1:], "--"], strict=True))
+    if not following.get("--debug", "").startswith("--"):
+        return False
+    sys.argv.remove("--debug")
+    return True
+
+
+def _origin(error: ValueError) -> str | None:
+    """Who raised a wrong input: `fourstage`, or a library that checks settings; None for a bug."""
+    frames = [(frame.f_globals.get("__name__", ""), frame.f_code.co_name) for frame, _ in walk_tb(error.__traceback__)]
+    module, _ = frames[-1]
+    package = module.split(".")[0]
+    if package in ("fourstage", "__main__"):
+        return "fourstage"
+    training = any(name.startswith("transformers.trainer") and function == "train" for name, function in frames)
+    return package if package in _LIBRARIES and not training else None

@@ -1,0 +1,84 @@
+"""What the settings that were left open come to: one function a stage, called once, before the run folder is opened.
+
+Each changes the arguments in place and returns the names of the settings that it filled in, which run.json keeps:
+`arguments` there holds the values used.
+"""
+
+from transformers import PreTrainedTokenizerBase
+
+from fourstage.arguments import DataArguments, InstructConfig, ModelArguments, PretrainConfig, RewardModelConfig
+from fourstage.data.sources import sources
+from fourstage.grpo.config import GRPORunConfig, default_learning_rate
+from fourstage.models.facts import context_of
+from fourstage.models.loading import load_config, parameters_of
+from fourstage.models.random_init import uses_scaled_init
+from fourstage.models.sizing import parse_count
+from fourstage.models.tokenizer import default_vocab_size
+from fourstage.optim import fill_rates
+from fourstage.ppo.config import PPORunConfig
+from fourstage.pretraining import packing_strategy
+
+_LONGEST = 1024  # tokens of a row, unless max_length asks for more
+
+
+def resolve_pretrain(data_args: DataArguments, training_args: PretrainConfig, model_args: ModelArguments) -> list[str]:
+    """Learning rates by the weights it starts from, the packing by the attention, the vocabulary by the size."""
+    sources(data_args)
+    left_open = ("learning_rate", "embedding_lr_scale", "head_lr_scale")
+    filled = [name for name in left_open if getattr(training_args, name) is None]
+    random_weights = not model_args.model_name_or_path
+    training_args.use_muon = training_args.use_muon and not model_args.use_peft  # adapters take AdamW
+    fill_rates(training_args, random_weights and uses_scaled_init(model_args), random_weights, model_args.use_peft)
+    if training_args.packing_strategy == "auto":
+        training_args.packing_strategy = packing_strategy(model_args.attn_implementation)
+        filled.append("packing_strategy")
+    if random_weights and not model_args.tokenizer_name and not model_args.vocab_size:
+        model_args.vocab_size = default_vocab_size(parse_count(model_args.num_parameters))
+        filled.append("vocab_size")
+    return filled
+
+
+def resolve_sft(data_args: DataArguments, training_args: InstructConfig, model_args: ModelArguments) -> list[str]:
+    """The longest row by the model's context.
+
+    Raises:
+        ValueError: for Muon on adapters, beside what is wrong with the data's name.
+    """
+    if training_args.use_muon and model_args.use_peft:
+        raise ValueError("use_muon with use_peft: Muon is for whole matrices, adapters take AdamW; leave one out")
+    sources(data_args)
+    return _fill_max_length(training_args, model_args)
+
+
+def resolve_reward(data_args: DataArguments, training_args: RewardModelConfig, model_args: ModelArguments) -> list[str]:
+    """The longest side of a pair by the model's context."""
+    sources(data_args)
+    return _fill_max_length(training_args, model_args)
+
+
+def resolve_ppo(data_args: DataArguments, training_args: PPORunConfig, model_args: ModelArguments) -> list[str]:
+    """Nothing that depends on the model: PPOConfig fills the critic's rate and the steps between log lines itself."""
+    sources(data_args)
+    return []
+
+
+def resolve_grpo(
+    data_args: DataArguments,
+    training_args: GRPORunConfig,
+    model_args: ModelArguments,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[str]:
+    """The learning rate by the model's size (`grpo.config.default_learning_rate`)."""
+    sources(data_args)
+    if training_args.learning_rate is not None:
+        return []
+    size = parameters_of(load_config(model_args), model_args, len(tokenizer))
+    training_args.learning_rate = default_learning_rate(size, model_args.use_peft)
+    return ["learning_rate"]
+
+
+def _fill_max_length(training_args: InstructConfig | RewardModelConfig, model_args: ModelArguments) -> list[str]:
+    if training_args.max_length:
+        return []
+    training_args.max_length = min(context_of(load_config(model_args)) or _LONGEST, _LONGEST)
+    return ["max_length"]
