@@ -1,10 +1,10 @@
-r"""Verifiable rewards: pure functions with TRL's signature, that never execute what a model wrote.
+r"""Verifiable rewards: pure functions with TRL's signature, which never execute what a model wrote.
 
-Each takes `completions`, texts or conversations, and columns of the data as keyword lists, and returns one number a
-completion. None is for a row that cannot be scored, because it has no right answer or one that cannot be read; what a
-model writes is never None, at worst 0.0. docs/verifiers.md has one table of what each accepts.
+Each takes `completions`, which are texts or conversations, and columns of the data as lists, by keyword. It returns one
+number for each completion, or None for a row that cannot be scored, because its right answer is missing or unreadable.
+Whatever a model writes scores at least 0.0 (`length`: -1.0), never None. docs/verifiers.md shows what each accepts.
 
-They need nothing else of fourstage, and only the standard library (`math`: math-verify, in a process of its own).
+They need nothing else of fourstage, and only the standard library (`math` also math-verify, in a process of its own).
 """
 
 import re
@@ -17,31 +17,34 @@ from fourstage.verifiers.arithmetic import equations, expression
 from fourstage.verifiers.latex import math
 from fourstage.verifiers.letters import final_letter
 from fourstage.verifiers.numerals import final_amount, gold_amount, lump
-from fourstage.verifiers.text import TAIL, final_part, plain, text_of
+from fourstage.verifiers.text import TAIL, Completions, final_part, plain, text_of
 
 __all__ = ["exact", "number", "math", "choice", "countdown", "think_format", "length", "steps"]
 
 _OPERATION = re.compile(r"(?:[-+*/]|\bx) ?[\d(]")
-_ANSWER_IS = re.compile(r"^\W*(?:so |thus,? |therefore,? )?(?:the )?(?:final |correct )?answer(?: is|:)\W{0,3}", re.I)
+_ANSWER_PREFIX = re.compile(
+    r"^\W*(?:so |thus,? |therefore,? )?(?:the )?(?:final |correct )?answer(?: is|:)\W{0,3}", re.I
+)
 
 
-def exact(completions: list, answer: list, **kwargs) -> list[float | None]:
+def exact(completions: Completions, answer: Sequence[object], **kwargs: object) -> list[float | None]:
     """1.0 where the completion, or its final part, is the row's `answer`, apart from case, white space and markup.
 
-    The final part is what `plain.final_part` says, without "The answer is" before it. Both are compared in Unicode's
-    NFKC form, without a final full stop or quotes and asterisks around them. None where a row has no answer.
+    The final part is that of `text.final_part`, without "The answer is" before it. Both texts are compared in Unicode's
+    NFKC form, without a full stop at the end or quotes and asterisks around them. None where a row has no answer.
 
     Example: "Paris. " against "paris" -> 1.0; "Paris, France" against it -> 0.0.
     """
     return [
-        None if wanted is None else float(_normal(str(wanted)) in _readings(text_of(completion)))
-        for completion, wanted in zip(completions, answer, strict=True)
+        None if gold is None else float(_normal(str(gold)) in _readings(text_of(completion)))
+        for completion, gold in zip(completions, answer, strict=True)
     ]
 
 
 def _readings(text: str) -> set[str]:
+    """What of a completion may be its answer: all of it, its final part, or that part without "The answer is"."""
     part = final_part(text)[0]
-    return {_normal(text[: TAIL + 1]), _normal(part), _normal(_ANSWER_IS.sub("", part, count=1))}
+    return {_normal(text[: TAIL + 1]), _normal(part), _normal(_ANSWER_PREFIX.sub("", part, count=1))}
 
 
 def _normal(text: str) -> str:
@@ -49,24 +52,27 @@ def _normal(text: str) -> str:
     return words.strip("*_`\"' ").removesuffix(".").strip("*_`\"' ")
 
 
-def number(completions: list, answer: list, **kwargs) -> list[float | None]:
-    r"""1.0 where the completion's final number is the row's `answer`, exactly: they are compared as fractions.
+def number(completions: Completions, answer: Sequence[object], **kwargs: object) -> list[float | None]:
+    r"""1.0 where the completion's final number equals the row's `answer` exactly: they are compared as fractions.
 
-    `numerals.final_amount` says which number of a text is final, and how it may be written. There is no tolerance:
-    0.333 is not 1/3. Units do not count. 50% is 50, and 0.5 too. None where `answer` is not one number, with words at
-    most after it.
+    `numerals.final_amount` documents which number of a text is final, and how it may be written. There is no tolerance:
+    0.333 is not 1/3. Units are ignored. 50% equals both 50 and 0.5. None where `answer` is not a single number, which
+    words may follow but not precede.
 
     Example: answer "72": "#### 72", "It is $72.00." -> 1.0; "72 or 73", "70 + 2" -> 0.0. Answer "2:30" -> None.
     """
     rewards: list[float | None] = []
-    for completion, wanted in zip(completions, answer, strict=True):
-        gold = gold_amount(wanted)
-        found = None if gold is None else final_amount(text_of(completion))
-        rewards.append(None if gold is None else float(found is not None and found.equals(gold)))
+    for completion, right in zip(completions, answer, strict=True):
+        gold = gold_amount(right)
+        if gold is None:
+            rewards.append(None)
+        else:
+            amount = final_amount(text_of(completion))
+            rewards.append(float(amount is not None and amount.equals(gold)))
     return rewards
 
 
-def choice(completions: list, answer: list, **kwargs) -> list[float | None]:
+def choice(completions: Completions, answer: Sequence[object], **kwargs: object) -> list[float | None]:
     r"""1.0 where the letter that the completion chooses, A to E, is the row's `answer`: see `letters.final_letter`.
 
     Two letters at once are wrong. None where `answer` is not one of the letters.
@@ -74,31 +80,44 @@ def choice(completions: list, answer: list, **kwargs) -> list[float | None]:
     Example: answer "B": "The answer is (B).", "B) 12", r"\boxed{\text{B}}" -> 1.0; "A or B", "A bird" -> 0.0.
     """
     rewards: list[float | None] = []
-    for completion, wanted in zip(completions, answer, strict=True):
-        gold = str(wanted).strip(" ().").upper()
+    for completion, right in zip(completions, answer, strict=True):
+        gold = str(right).strip(" ().").upper()
         rewards.append(None if gold not in tuple("ABCDE") else float(final_letter(text_of(completion)) == gold))
     return rewards
 
 
-def countdown(completions: list, nums: list, target: list, **kwargs) -> list[float | None]:
+def countdown(
+    completions: Completions, nums: Sequence[object], target: Sequence[object], **kwargs: object
+) -> list[float | None]:
     r"""1.0 where the completion's final expression has the value `target` and uses each of `nums` exactly once.
 
-    The expression stands where `plain.final_part` says, of it in the last line or sentence with an operator; words
-    before it and "= value" after it, if true, are allowed. It has + - * / (also x, ÷, \times, \div, \frac{a}{b}),
-    parentheses and the numbers as given, no signs or powers: see `arithmetic.expression` for its limits. Values are
-    exact fractions; what divides by zero is wrong. None where `nums` or `target` is missing or not of numbers.
+    The expression is in the last line or sentence of `text.final_part` that has an operator. Words may precede it, and
+    "= value" may follow if that is true. It consists of + - * / (also x, ÷, \times, \div, \frac{a}{b}), parentheses and
+    the numbers as given, without signs or powers; `arithmetic.expression` documents its limits. Values are exact
+    fractions; a division by zero is wrong. None where `nums` or `target` is missing or not made of numbers.
 
     Example: nums [25, 2, 60], target 87: "(25 + 2) + 60 = 87" -> 1.0; "25 + 62", "87", "25 * 2 + 60" -> 0.0.
     """
     rewards: list[float | None] = []
-    for completion, given, wanted in zip(completions, nums, target, strict=True):
-        numbers = [_fraction(value) for value in given] if isinstance(given, Sequence) and given else [None]
-        goal = _fraction(wanted)
-        rewards.append(None if goal is None or None in numbers else _makes(text_of(completion), numbers, goal))
+    for completion, row_numbers, row_target in zip(completions, nums, target, strict=True):
+        numbers = _all_fractions(row_numbers)
+        goal = _as_fraction(row_target)
+        if numbers is None or goal is None:
+            rewards.append(None)
+        else:
+            rewards.append(_makes(text_of(completion), numbers, goal))
     return rewards
 
 
-def _fraction(value: object) -> Fraction | None:
+def _all_fractions(values: object) -> list[Fraction] | None:
+    """The values of a list of numbers; None where it is empty or not a list of numbers."""
+    if not isinstance(values, Sequence) or not values:
+        return None
+    fractions = [fraction for fraction in map(_as_fraction, values) if fraction is not None]
+    return fractions if len(fractions) == len(values) else None
+
+
+def _as_fraction(value: object) -> Fraction | None:
     if value is None or isinstance(value, bool):
         return None
     text = str(value).strip()
@@ -107,33 +126,35 @@ def _fraction(value: object) -> Fraction | None:
 
 
 def _makes(text: str, numbers: list[Fraction], goal: Fraction) -> float:
-    said = [s for s in re.split(r"\n|[.](?=\s)", plain(final_part(text)[0])) if _OPERATION.search(s)]
-    line = re.sub(r"^[A-Za-z ,'\"]*", "", said[-1].rpartition(":")[2]).rstrip(" .\t") if said else ""
-    sides = [expression(_round(side)) for side in line.split("=")]
-    if None in sides or any(side.operators for side in sides[1:]):
+    """1.0 where the last expression of a text uses each of `numbers` once and has the value `goal`, else 0.0."""
+    sentences = re.split(r"\n|[.](?=\s)", plain(final_part(text)[0]))
+    last = next((sentence for sentence in reversed(sentences) if _OPERATION.search(sentence)), "")
+    equation = re.sub(r"^[A-Za-z ,'\"]*", "", last.rpartition(":")[2]).rstrip(" .\t")
+    texts = equation.split("=")
+    sides = [side for side in (expression(_round_brackets(text)) for text in texts) if side is not None]
+    if len(sides) < len(texts) or any(side.operators for side in sides[1:]):
         return 0.0
-    right = all(side.value == goal for side in sides) and Counter(sides[0].numbers) == Counter(numbers)
-    return float(right)
+    return float(all(side.value == goal for side in sides) and Counter(sides[0].numbers) == Counter(numbers))
 
 
-def _round(text: str) -> str:
-    """The same with [ ] and { } as parentheses."""
+def _round_brackets(text: str) -> str:
+    """The text with parentheses in place of [ ] and { }."""
     return text.translate(str.maketrans("[]{}", "()()"))
 
 
-def think_format(completions: list, prompts: list | None = None, **kwargs) -> list[float]:
+def think_format(completions: Completions, prompts: Completions | None = None, **kwargs: object) -> list[float]:
     """1.0 for `<think>reasoning</think>answer`: each tag once, the first at the start, neither part blank.
 
-    Where a row's prompt ends with `<think>`, as some chat templates make it, the completion must not repeat it. White
-    space at the start is allowed. Else as trl.rewards.think_format_reward, which also takes blank parts and more tags.
+    Where a row's prompt already ends with `<think>`, as by some chat templates, the completion must not repeat it.
+    White space at the start is allowed. trl.rewards.think_format_reward also accepts blank parts and further tags.
 
     Example: "<think>2 + 2 = 4</think> 4" -> 1.0; "<think></think> 4", "2 + 2 = 4</think> 4" -> 0.0.
     """
-    opened = [text_of(prompt).rstrip().endswith("<think>") for prompt in prompts or [""] * len(completions)]
-    return [
-        _thinks(("<think>" if begun else "") + text_of(completion))
-        for completion, begun in zip(completions, opened, strict=True)
+    openings = [
+        "<think>" if text_of(prompt).rstrip().endswith("<think>") else ""
+        for prompt in prompts or [""] * len(completions)
     ]
+    return [_thinks(opening + text_of(c)) for c, opening in zip(completions, openings, strict=True)]
 
 
 def _thinks(text: str) -> float:
@@ -144,61 +165,66 @@ def _thinks(text: str) -> float:
 
 
 def length(
-    completions: list,
+    completions: Completions,
     limit: int = 400,
     margin: int = 100,
-    completion_ids: list | None = None,
+    completion_ids: Sequence[Sequence[int]] | None = None,
     tokens: bool = False,
-    **kwargs,
+    **kwargs: object,
 ) -> list[float]:
     """0.0 up to `limit - margin` characters, falling to -1.0 at `limit` and beyond (DAPO, arXiv 2503.14476, eq. 13).
 
-    With `tokens` it counts those of `completion_ids`, which TRL hands over, as trl.rewards' own
-    get_soft_overlong_punishment(limit, margin) does.
+    With `tokens=True` it counts the tokens of `completion_ids`, which TRL hands over, instead of characters, as
+    get_soft_overlong_punishment(limit, margin) of trl.rewards does.
 
     Example: limit 400, margin 100: 300 characters -> 0.0, 350 -> -0.5, 500 -> -1.0.
     Raises:
         ValueError: for a margin below 1, or tokens without completion_ids.
     """
     if margin < 1:
-        raise ValueError(f"margin={margin} must be at least 1: over so many characters the penalty grows")
-    if tokens and completion_ids is None:
+        raise ValueError(
+            f"margin={margin} must be at least 1; it is the number of characters over which the penalty grows"
+        )
+    if not tokens:
+        sizes = [len(text_of(completion)) for completion in completions]
+    elif completion_ids is None:
         raise ValueError("tokens=True needs completion_ids, a list of token ids for each completion")
-    sizes = [len(ids) for ids in completion_ids] if tokens else [len(text_of(c)) for c in completions]
+    else:
+        sizes = [len(ids) for ids in completion_ids]
     return [-min(max(size - (limit - margin), 0) / margin, 1.0) for size in sizes]
 
 
-def steps(completions: list, derivation: list | None = None, **kwargs) -> list[float]:
+def steps(completions: Completions, derivation: Sequence[object] | None = None, **kwargs: object) -> list[float]:
     """The share of a completion's checkable steps, such as 48 / 2 = 24, that are right; 0.0 where it has none.
 
-    `arithmetic.equations` says what a step is. Steps that are equal count once, 2*3=6 and 3*2=6 among them. Rounded
-    results are wrong.
+    `arithmetic.equations` documents what a step is. Equal steps, such as 2*3=6 and 3*2=6, count once. Rounded results
+    are wrong.
 
-    Where the row has a `derivation` with right steps of its own, it is instead found / (asked + wrong): how many of
-    its steps the completion has, in their order (others may stand between), by how many there are and how many of the
-    completion's steps are wrong.
+    If the row has a `derivation` with right steps, the reward is instead matched / (gold + wrong): the number of its
+    steps that the completion has in the same order (other steps may stand between them), divided by the number of its
+    steps plus the number of wrong steps in the completion.
 
     Example: "4 + 5 = 9. 9 - 2 = 8." -> 0.5; with derivation "4 + 5 = 9. 9 - 2 = 7." -> 1 / (2 + 1).
     """
     golds = [gold if isinstance(gold, str) else "" for gold in derivation or [""] * len(completions)]
-    asked = {gold: [step.key for step in equations(gold) if step.holds] for gold in set(golds)}
-    return [_steps(text_of(c), asked[gold]) for c, gold in zip(completions, golds, strict=True)]
+    gold_steps = {gold: [step.key for step in equations(gold) if step.holds] for gold in set(golds)}
+    return [_share_of_steps(text_of(c), gold_steps[gold]) for c, gold in zip(completions, golds, strict=True)]
 
 
-def _steps(text: str, asked: list) -> float:
-    found = equations(text)
-    right = [step.key for step in found if step.holds]
-    if asked:
-        return _in_order(asked, right) / (len(asked) + len(found) - len(right))
-    return len(right) / len(found) if found else 0.0
+def _share_of_steps(text: str, gold_steps: list) -> float:
+    steps = equations(text)
+    right = [step.key for step in steps if step.holds]
+    if gold_steps:
+        return _matches_in_order(gold_steps, right) / (len(gold_steps) + len(steps) - len(right))
+    return len(right) / len(steps) if steps else 0.0
 
 
-def _in_order(wanted: list, found: list) -> int:
-    """How many of `wanted` are in `found` in the same order: their longest common subsequence."""
-    best = [0] * (len(found) + 1)
-    for item in wanted:
-        before = best
-        best = [0]
-        for at, other in enumerate(found):
-            best.append(before[at] + 1 if item == other else max(best[at], before[at + 1]))
-    return best[-1]
+def _matches_in_order(first: list, second: list) -> int:
+    """How many items both lists have in the same order: the length of their longest common subsequence."""
+    longest = [0] * (len(second) + 1)
+    for item in first:
+        previous = longest
+        longest = [0]
+        for i, other in enumerate(second):
+            longest.append(previous[i] + 1 if item == other else max(longest[i], previous[i + 1]))
+    return longest[-1]

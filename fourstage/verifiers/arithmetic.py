@@ -1,4 +1,7 @@
-"""Sums with + - * / and parentheses: their exact values, and the equations of a derivation. Nothing is executed."""
+"""Evaluates arithmetic with + - * / and parentheses exactly, and checks the equations of a derivation.
+
+Nothing is executed.
+"""
 
 import itertools
 import re
@@ -9,11 +12,11 @@ from typing import NamedTuple
 from fourstage.verifiers.numerals import NUMBER, lump
 from fourstage.verifiers.text import plain
 
-LENGTH = 500  # characters of an expression
-DEPTH = 20  # parentheses within parentheses
-NUMBERS = 50  # in an expression
-DERIVATION = 8192  # characters of a derivation, its first
-EQUATIONS = 100  # different ones of a derivation, its first
+LENGTH = 500  # the most characters that an expression may have
+DEPTH = 20  # the most parentheses within one another
+NUMBERS = 50  # the most numbers that an expression may have
+DERIVATION = 8192  # the number of first characters of a derivation that are read
+EQUATIONS = 100  # the number of different equations of a derivation that are read
 
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 _TOKEN = re.compile(rf"(?P<number>{NUMBER})|(?P<sign>[-+*/()=%])|(?P<times>[xX](?![A-Za-z]))|(?P<space>[ \t\u2009]+)")
@@ -21,7 +24,7 @@ _TAG = re.compile(r"(?<!<)</?[a-z]{1,20}>")  # an end tag ends the equation befo
 _ANNOTATION = re.compile(r"<<([^<>\n]{1,200})>>")
 _NUMBERED = re.compile(r"^[ \t]{0,8}\(?\d{1,2}\)(?=[ \t])", re.M)
 
-# Between words, a run of arithmetic; a word of it (half of, 3 times 4) or other mathematics spoils it.
+# Runs of arithmetic stand between words. A word of arithmetic (half of, 3 times 4) or other mathematics spoils a run.
 _PIECE = re.compile(
     rf"{NUMBER}|(?P<word>[A-Za-z][A-Za-z'-]*)|(?P<arrow>=>|[!<>]=|->|=/=)|[-+*/()=% \t\u2009]"
     r"|(?P<spoils>\\[A-Za-z]*|[\^_!\[\]{}<>\u0370-\u03ff\u221a\u221e\u00b1])|(?P<end>.)",
@@ -34,7 +37,7 @@ _SPOILING = re.compile(
 
 
 class Expression(NamedTuple):
-    """A sum that was read: its exact value, None where it divides by zero; its numbers; its operators, such as "+*"."""
+    """Arithmetic: its exact value (None where it divides by zero), its numbers, and its operators, such as "+*"."""
 
     value: Fraction | None
     numbers: tuple[Fraction, ...]
@@ -42,31 +45,33 @@ class Expression(NamedTuple):
 
 
 class Equation(NamedTuple):
-    """Two sides with = between them, of which one at least has an operator."""
+    """Two sides of an equals sign, at least one of which has an operator."""
 
     left: Expression
     right: Expression
 
     @property
     def holds(self) -> bool:
+        """Whether both sides have the same value; never where one divides by zero."""
         return self.left.value is not None and self.left.value == self.right.value
 
     @property
     def key(self) -> tuple:
-        """The same for 2*3=6, 3*2=6 and 6=3*2."""
+        """What equal steps have in common: it is the same for 2*3=6, 3*2=6 and 6=3*2."""
         sides = [(sorted(side.numbers), sorted(side.operators)) for side in self]
         return self.holds, str(sorted(sides))
 
 
 def expression(text: str) -> Expression | None:
-    r"""Reads a sum of plain numbers with + - * / (also x, and \times and the like through `plain`) and parentheses.
+    r"""Reads plain numbers with + - * / (also x; `text.plain` turns \times and the like into *) and parentheses.
 
-    No signs before parentheses, no powers, no product without a sign: "2(3)" and "-(2)" are None, as is what is over
-    500 characters, 50 numbers or 20 parentheses deep. A number that follows an operator or ( may have a sign.
+    None for anything else: signs before parentheses, powers, products without a sign, such as "-(2)" or "2(3)"; and
+    for over 500 characters, 50 numbers or 20 parentheses within one another. A number that stands first or after an
+    operator or ( may have a minus sign.
 
     Example: "(25 + 2) * 3" -> Expression(81, (25, 2, 3), "+*"); "5 / (3 - 3)" -> value None.
     """
-    tokens = _tokens(text) if len(text) <= LENGTH else None
+    tokens = _expression_tokens(text) if len(text) <= LENGTH else None
     if not tokens:
         return None
     try:
@@ -79,26 +84,28 @@ def expression(text: str) -> Expression | None:
     return Expression(value, numbers, "".join(t for t in tokens if isinstance(t, str) and t in _PRECEDENCE))
 
 
-def _tokens(text: str) -> list[Fraction | str] | None:
-    """Numbers, signed ones as one, operators and parentheses; None for anything else in the text."""
+def _expression_tokens(text: str) -> list[Fraction | str] | None:
+    """Numbers with their signs, operators and parentheses; None for a text with anything else in it."""
     tokens: list[Fraction | str] = []
-    negative, at = False, 0
-    while at < len(text):
-        match = _TOKEN.match(text, at)
+    negative, position = False, 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
         if match is None or match[0] == "=":
             return None
-        at, operand_before = match.end(), bool(tokens) and tokens[-1] not in (*_PRECEDENCE, "(")
+        position = match.end()
+        last = tokens[-1] if tokens else None
+        follows_operand = isinstance(last, Fraction) or last == ")"
         if match["number"]:
             value = lump(match[0])
-            if value is None or text[at : at + 1].isalpha() and text[at] not in "xX":
+            if value is None or text[position : position + 1].isalpha() and text[position] not in "xX":
                 return None
             tokens.append(-value if negative else value)
             negative = False
         elif match[0] == "%":
-            if not operand_before or tokens[-1] == ")":
+            if not isinstance(last, Fraction):
                 return None
-            tokens[-1] /= 100
-        elif match[0] == "-" and not operand_before and text[at : at + 1] in tuple("0123456789."):
+            tokens[-1] = last / 100
+        elif match[0] == "-" and not follows_operand and text[position : position + 1] in tuple("0123456789."):
             negative = True
         elif not match["space"]:
             tokens.append("*" if match["times"] else match[0])
@@ -109,40 +116,40 @@ def evaluate(tokens: Sequence[Fraction | str]) -> Fraction:
     """The value of numbers, operators and parentheses in the usual order (Dijkstra's shunting yard).
 
     Raises:
-        ValueError: if they are no expression, or a larger one than the limits of this file.
-        ZeroDivisionError: if it divides by zero.
+        ValueError: if they do not form an expression, or one beyond the limits of this file.
+        ZeroDivisionError: if the expression divides by zero.
     """
     values: list[Fraction] = []
-    waiting: list[str] = []
-    wants_number = True
+    operators: list[str] = []
+    expects_number = True
     if sum(isinstance(token, Fraction) for token in tokens) > NUMBERS:
         raise ValueError(f"more than {NUMBERS} numbers")
     for token in tokens:
-        opens = isinstance(token, Fraction) or token == "("
-        if opens != wants_number:
-            raise ValueError(f"{token} out of place")
+        starts_operand = isinstance(token, Fraction) or token == "("
+        if starts_operand != expects_number:
+            raise ValueError(f"{token} is out of place")
         if isinstance(token, Fraction):
             values.append(token)
-            wants_number = False
+            expects_number = False
         elif token == "(":
-            waiting.append(token)
-            if waiting.count("(") > DEPTH:
+            operators.append(token)
+            if operators.count("(") > DEPTH:
                 raise ValueError(f"more than {DEPTH} parentheses deep")
         else:
             rank = _PRECEDENCE.get(token, 0)
-            while waiting and waiting[-1] != "(" and _PRECEDENCE[waiting[-1]] >= rank:
-                _apply(waiting.pop(), values)
+            while operators and operators[-1] != "(" and _PRECEDENCE[operators[-1]] >= rank:
+                _apply(operators.pop(), values)
             if token != ")":
-                waiting.append(token)
-                wants_number = True
-            elif not waiting:
-                raise ValueError("( missing")
+                operators.append(token)
+                expects_number = True
+            elif not operators:
+                raise ValueError("a ( is missing")
             else:
-                waiting.pop()
-    if wants_number or "(" in waiting:
-        raise ValueError("cut off")
-    while waiting:
-        _apply(waiting.pop(), values)
+                operators.pop()
+    if expects_number or "(" in operators:
+        raise ValueError("the expression is incomplete")
+    while operators:
+        _apply(operators.pop(), values)
     return values[0]
 
 
@@ -160,45 +167,45 @@ def _apply(operator: str, values: list[Fraction]) -> None:
 
 
 def equations(text: str) -> list[Equation]:
-    """The different equations of a derivation that can be checked, in their order: each first time only.
+    """The different equations of a derivation that can be checked, in the order in which each first occurs.
 
-    Of "a = b = c" these are a = b and b = c. GSM8K's annotations, <<48/2=24>>, count, and so does the text without
-    them. A percent sign divides by 100 or is left out, whichever is right. Not checked: sides with letters, powers,
-    roots or words in them, and two sides without an operator.
-    Of the text the first 8,192 characters are read, and the first 100 equations.
+    "a = b = c" has two: a = b and b = c. The annotations of GSM8K, <<48/2=24>>, are read, and so is the text without
+    them. A percent sign divides by 100 or is ignored, whichever makes the equation hold. Equations that are not checked
+    have letters, powers, roots or words in a side, or no operator in either. The first 8,192 characters are read, and
+    the first 100 equations.
 
     Example: "6*2=<<6*2=12>>12, then 12 - 5 = 8" -> [6*2=12, 12-5=8], of which the first holds.
     """
-    found: dict[tuple, Equation] = {}
+    by_key: dict[tuple, Equation] = {}
     lines = _NUMBERED.sub(" ", plain(_TAG.sub("\n", text[:DERIVATION]))).splitlines()
     for line in dict.fromkeys(line for line in lines if "=" in line):
         for part in [*_ANNOTATION.findall(line), _ANNOTATION.sub(" ", line)]:
             for equation in _equations(part):
-                found.setdefault(equation.key, equation)
-            if len(found) >= EQUATIONS:
-                return list(found.values())[:EQUATIONS]
-    return list(found.values())
+                by_key.setdefault(equation.key, equation)
+            if len(by_key) >= EQUATIONS:
+                return list(by_key.values())[:EQUATIONS]
+    return list(by_key.values())
 
 
 def _equations(text: str) -> Iterator[Equation]:
-    for run in _runs(text):
+    for run in _arithmetic_runs(text):
         if "=" not in run:
             continue
         exact = _pairs(run)
         loose = _pairs(run.replace("%", "")) if "%" in run else exact
-        yield from (e if e.holds else other for e, other in zip(exact, loose, strict=False))
+        yield from (first if first.holds else second for first, second in zip(exact, loose, strict=False))
 
 
 def _pairs(run: str) -> list[Equation]:
-    """Each two neighbouring sides that can be checked."""
+    """An equation for each two neighbouring sides that can be checked."""
     texts = run.split("=")
-    read = {text: _side(text) for text in set(texts)}  # a model that repeats itself is read once
-    pairs = [(read[left], read[right]) for left, right in itertools.pairwise(texts)]
+    sides = {text: _side(text) for text in set(texts)}  # a model may repeat itself: each text is read once
+    pairs = [(sides[left], sides[right]) for left, right in itertools.pairwise(texts)]
     return [Equation(left, right) for left, right in pairs if left and right and left.operators + right.operators]
 
 
-def _runs(text: str) -> Iterator[str]:
-    """Stretches of arithmetic; what spoils a side is in them as a letter, which no side can have."""
+def _arithmetic_runs(text: str) -> Iterator[str]:
+    """Stretches of arithmetic. Mathematics that cannot be read becomes a question mark, with which no side is read."""
     run = ""
     for piece in _PIECE.finditer(text):
         word = piece["word"]
@@ -217,7 +224,7 @@ def _runs(text: str) -> Iterator[str]:
 
 
 def _side(text: str) -> Expression | None:
-    """A side of an equation, without the parenthesis that stands around the whole equation."""
+    """A side of an equation, without a parenthesis that encloses more than this side."""
     text = text.strip()
     surplus = text.count("(") - text.count(")")
     if surplus > 0 and text.startswith("(" * surplus):

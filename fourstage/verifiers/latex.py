@@ -1,7 +1,8 @@
 """The verifier `math`: is the answer of a completion, in LaTeX or in prose, the same mathematics as the right one?
 
-The equality is math-verify's (extra `math`). It runs in a process that is killed at its deadline (latex_worker.py). The
-guards before it, here, read at most the last 4,096 characters of a completion and 512 of its answer.
+math-verify (extra `math`) decides whether they are equal, in a process that is killed at its deadline
+(latex_worker.py). The guards in this file come first; they read at most the last 4,096 characters of a completion and
+512 of its answer.
 """
 
 import functools
@@ -10,21 +11,24 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from fourstage.verifiers.latex_worker import Worker
-from fourstage.verifiers.text import final_part, text_of
+from fourstage.verifiers.text import Completions, final_part, text_of
 
-LENGTH = 512  # characters of an answer; the longest of 4,500 MATH answers has 81
-DEPTH = 20  # brackets within brackets; there 3
-DIGITS = 100  # of one number; there 8
-EXPONENT = 10_000  # also of what stands in a factorial; there 2007
-SECONDS = 1.0  # processor time of one comparison; it may take 1.4 by the clock
-BUDGET = 6.0  # wall seconds that the comparisons cut off may cost one call; then each still has 0.02
+# The most that an answer may have; in brackets, the most that any of 4,500 MATH answers has.
+LENGTH = 512  # characters (81)
+DEPTH = 20  # brackets within one another (3)
+DIGITS = 100  # digits of one number (8)
+EXPONENT = 10_000  # an exponent, or a number in an answer with a factorial (2007)
+SECONDS = 1.0  # processor time of one comparison; on the clock it may take 1.4 times as long
+BUDGET = 6.0  # wall seconds that one call may lose to comparisons cut off; after that each still has 0.02
 
-_SAID = re.compile(r"\banswers?\b(?:[^.:=\n]{0,60}?\b(?:is|are)\b|\s?[:=])\s?:?", re.I)
+_ANSWER_CUE = re.compile(r"\banswers?\b(?:[^.:=\n]{0,60}?\b(?:is|are)\b|\s?[:=])\s?:?", re.I)
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s?\{([^{}]*)\}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _FUNCTION = re.compile(r"(?<![\\A-Za-z])(sqrt|pi|sin|cos|tan|ln|log)(?![A-Za-z])")
+_ATOM = re.compile(r"[-+]?(?:\d+|\\?[A-Za-z]+|.)?")
 _SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
 _SIGNS = str.maketrans(
     {"\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u00f7": r"\div ", "\u03c0": r"\pi "}
@@ -32,20 +36,20 @@ _SIGNS = str.maketrans(
 )
 
 
-def math(completions: list, answer: list, **kwargs) -> list[float | None]:
+def math(completions: Completions, answer: Sequence[object], **kwargs: object) -> list[float | None]:
     r"""1.0 where math-verify calls the completion's answer equal to the row's `answer`, else 0.0.
 
-    The answer of a completion is what it marked (`plain.final_part`: `\boxed{}`, `####` or `<answer>`, after its last
-    `</think>`); without a mark, what follows the last "answer is" or "answer:", else its last line. Of `answer` too it
-    is what is marked, else all of it.
+    The answer of a completion is the part that it marks (`text.final_part`: `\boxed{}`, `####` or `<answer>`, after its
+    last `</think>`); without a mark, the text after the last "answer is" or "answer:", or otherwise its last line. Of
+    `answer` it is the marked part, or all of it where nothing is marked.
 
-    0.0 also for what the guards refuse (over 512 characters, 20 brackets deep, 100 digits on end, exponents over
-    10,000, three storeys of powers), and for what takes over a second to compare: None is only for a row whose
-    `answer` is missing, refused or unreadable. A call loses at most some 6 seconds to the latter; comparisons after
-    that are cut off sooner.
+    An answer scores 0.0 too if the guards refuse it (over 512 characters, over 20 brackets deep, over 100 digits in a
+    row, exponents over 10,000, powers of powers of powers), or if the comparison takes over a second. None is only for
+    a row whose `answer` is missing, refused or unreadable. A call loses about 6 seconds at most to slow comparisons;
+    those after that are cut off sooner.
 
-    Math-verify is lax where school is: units, degrees and percent signs do not count, 10_5 equals 10, 1/3 equals
-    0.333333. Beyond it, two different number bases differ here, and equal texts are equal.
+    Math-verify is lenient: it ignores units, degrees and percent signs, 10_5 equals 10, and 1/3 equals 0.333333. Two
+    rules are ours: numbers with different bases differ, and equal texts are always equal.
 
     Example: r"so it is $\boxed{\frac{2}{4}}$" against "0.5" -> 1.0; "#### 7" against "8" -> 0.0.
     Raises:
@@ -54,52 +58,50 @@ def math(completions: list, answer: list, **kwargs) -> list[float | None]:
     """
     if importlib.util.find_spec("math_verify") is None:
         raise ValueError('reward function math needs math-verify; try: pip install "fourstage[math]"')
-    golds = [_gold(wanted) for wanted in answer]
-    answers = [_found(text_of(completion), wanted) for completion, wanted in zip(completions, answer, strict=True)]
+    golds = [_gold(right) for right in answer]
+    answers = [_answer(text_of(completion), right) for completion, right in zip(completions, answer, strict=True)]
     pairs = list(zip(golds, answers, strict=True))
-    decided = {pair: _at_sight(*pair) for pair in pairs}
-    open_pairs = [pair for pair, verdict in decided.items() if verdict == "open"]
-    verdicts = _compare([(_reading(gold), _reading(found)) for gold, found in open_pairs])
-    decided |= zip(open_pairs, verdicts, strict=True)
-    return [decided[pair] for pair in pairs]
+    verdicts, undecided = _decide_at_sight(pairs)
+    compared = _compare([(_as_latex(gold), _as_latex(answer)) for gold, answer in undecided])
+    verdicts |= zip(undecided, compared, strict=True)
+    return [verdicts[pair] for pair in pairs]
 
 
 def worker_counts() -> dict[str, int]:
-    """Processes of this process's worker that ended before their time and were replaced, by cause.
+    """How many comparing processes of this process's worker were lost and replaced, by cause.
 
-    "deadline": a comparison took too long; "died": of anything else, such as a lack of memory.
+    "deadline": a comparison took too long. "died": any other cause, such as a lack of memory.
     """
-    return {"deadline": 0, "died": 0} | _worker().counts
+    return {"deadline": 0, "died": 0, **_worker().counts}
 
 
 # The answer of a text
 
 
-def _found(text: str, wanted: object) -> str | None:
-    """The answer of a completion; where that is nothing but the gold, its lines are not taken apart."""
-    return _gold(wanted) if text == wanted else located(text)
+def _answer(text: str, right: object) -> str | None:
+    """The answer of a completion; one that is the right answer, word for word, is not searched for a last line."""
+    return _gold(right) if text == right else located(text)
 
 
 def located(text: str) -> str | None:
-    """The final answer of a completion, cleaned; None where there is none, or where the guards refuse it."""
-    part, marked = final_part(text)
-    return _clean(part if marked and not _SAID.search(part) else _said(part))
+    """The final answer of a completion, cleaned; None where there is none or the guards refuse it."""
+    part, is_marked = final_part(text)
+    return _clean(part if is_marked and not _ANSWER_CUE.search(part) else _unmarked_answer(part))
 
 
-def _gold(wanted: object) -> str | None:
-    if isinstance(wanted, bool) or not isinstance(wanted, str | int | float) or wanted != wanted:
+def _gold(right: object) -> str | None:
+    """The right answer of a row, cleaned; None where it is missing, neither text nor a number, or refused."""
+    if isinstance(right, bool) or not isinstance(right, str | int | float) or right != right:
         return None
-    part, marked = final_part(str(wanted))
-    return _clean(part if marked else str(wanted))
+    part, is_marked = final_part(str(right))
+    return _clean(part if is_marked else str(right))
 
 
-def _said(text: str) -> str:
-    """What follows the last "answer is", up to the end of the sentence, else the last line, else its formula."""
-    said = None
-    for said in _SAID.finditer(text):  # noqa: B007 (the last one)
-        pass
-    if said is not None:
-        lines = text[said.end() :].strip(" *:\n").splitlines()
+def _unmarked_answer(text: str) -> str:
+    """What follows the last "answer is" in its sentence; otherwise the last line, or the formula that it closes."""
+    cue = max(_ANSWER_CUE.finditer(text), key=re.Match.start, default=None)
+    if cue is not None:
+        lines = text[cue.end() :].strip(" *:\n").splitlines()
         return lines[0].partition(". ")[0] if lines else ""
     lines = [line for line in text.splitlines() if line.strip()]
     last = lines[-1].strip() if lines else ""
@@ -107,7 +109,7 @@ def _said(text: str) -> str:
 
 
 def _clean(text: str) -> str | None:
-    """The same answer in ASCII signs, without invisible ones and markup; None for none, or one that is refused."""
+    """The answer in ASCII, without invisible signs and markup; None where nothing is left or the guards refuse it."""
     if len(text) > LENGTH:
         return None
     text = _SUPERSCRIPT.sub(lambda power: f"^{{{''.join(str(unicodedata.digit(d)) for d in power[0])}}}", text)
@@ -125,7 +127,7 @@ def _clean(text: str) -> str | None:
 
 
 def refused(text: str) -> bool:
-    """Whether an answer is longer, deeper or larger than SymPy should see; reads it once."""
+    """Whether an answer is longer, more deeply nested or larger than SymPy should see."""
     if len(text) > LENGTH or _depth(text) > DEPTH or re.search(rf"\d{{{DIGITS + 1}}}", text):
         return True
     if re.search(r"!\s?[)\]}]{0,20}\s?!", text):  # a factorial of a factorial
@@ -145,31 +147,30 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def _exponents(text: str):
-    """What stands after each ^: a bracket, or a number or name, with the powers that follow it (9^9^9)."""
+def _exponents(text: str) -> Iterator[str]:
+    """The exponent after each ^: a bracket, a number or a name, with the powers that follow it (9^9^9)."""
     for caret in re.finditer(r"\^", text):
-        at = caret.end()
-        while True:
-            at = _end_of_atom(text, at)
-            if text[at : at + 1] != "^":
-                break
-            at += 1
-        yield text[caret.end() : at]
+        end = _end_of_atom(text, caret.end())
+        while text[end : end + 1] == "^":
+            end = _end_of_atom(text, end + 1)
+        yield text[caret.end() : end]
 
 
-def _end_of_atom(text: str, at: int) -> int:
-    if text[at : at + 1] in ("(", "{", "["):
+def _end_of_atom(text: str, start: int) -> int:
+    """Where the bracket, number, name or single sign that begins at `start` ends."""
+    if text[start : start + 1] in ("(", "{", "["):
         depth = 0
-        for end in range(at, len(text)):
+        for end in range(start, len(text)):
             depth += (text[end] in "([{") - (text[end] in ")]}")
             if depth == 0:
                 return end + 1
         return len(text)
-    return re.compile(r"[-+]?(?:\d+|\\?[A-Za-z]+|.)?").match(text, at).end()
+    atom = _ATOM.match(text, start)
+    return atom.end() if atom else start
 
 
 def _too_large(exponent: str) -> bool:
-    """Numbers over 10,000, three storeys, or a power in it of two numbers, or of a bracket, that is not small."""
+    """Whether an exponent has a number over 10,000, powers of powers, or a power that is not known to be small."""
     if any(int(number) > EXPONENT for number in re.findall(r"\d+", exponent)):
         return True
     inner = re.findall(r"(\d+|[A-Za-z]|.)\^[({]?[-+]?(\d+|[A-Za-z\\])", exponent)
@@ -188,28 +189,42 @@ def _power(base: str, power: str) -> int:
 # The comparison
 
 
-def _at_sight(gold: str | None, found: str | None) -> float | str | None:
-    """The verdict that needs no mathematics, or "open"."""
-    if gold is None:
-        return None
-    if found is None:
-        return 0.0
-    if _plain(gold) == _plain(found):
-        return 1.0
-    bases = [set(re.findall(r"\d_\{?(\d+)", text)) for text in (gold, found)]
-    return 0.0 if all(bases) and bases[0] != bases[1] else "open"
+def _decide_at_sight(
+    pairs: Sequence[tuple[str | None, str | None]],
+) -> tuple[dict[tuple[str | None, str | None], float | None], list[tuple[str, str]]]:
+    """(verdicts of those pairs of gold and answer that need no mathematics, the other pairs, each once)."""
+    verdicts: dict[tuple[str | None, str | None], float | None] = {}
+    undecided = []
+    for gold, answer in dict.fromkeys(pairs):
+        if gold is None:
+            verdicts[gold, answer] = None
+        elif answer is None:
+            verdicts[gold, answer] = 0.0
+        elif _normal_form(gold) == _normal_form(answer):
+            verdicts[gold, answer] = 1.0
+        elif _have_different_bases(gold, answer):
+            verdicts[gold, answer] = 0.0
+        else:
+            undecided.append((gold, answer))
+    return verdicts, undecided
 
 
-def _plain(text: str) -> str:
-    """The same text without what TeX does not print, or hardly; letters of one size if it is words."""
+def _have_different_bases(gold: str, answer: str) -> bool:
+    """Whether both have numbers with a base, such as 10_5, and the bases differ."""
+    gold_bases, answer_bases = (set(re.findall(r"\d_\{?(\d+)", text)) for text in (gold, answer))
+    return bool(gold_bases and answer_bases) and gold_bases != answer_bases
+
+
+def _normal_form(text: str) -> str:
+    """The text without what TeX does not print, or hardly prints; a single word in lower case."""
     text = _TEXT.sub(r"\1", text.replace("dfrac", "frac").replace("tfrac", "frac"))
     text = re.sub(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;: ]|(?<!\\)\$", "", text)
     text = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text).removesuffix(".")
     return text.casefold() if len(text) > 2 and text.isalpha() else text
 
 
-def _reading(text: str) -> str:
-    """The answer as math-verify is to read it: as LaTeX, as words, or, to find a number in it, as prose."""
+def _as_latex(text: str) -> str:
+    """The answer as math-verify should read it: as LaTeX, as words, or as prose in which it looks for a number."""
     if not set(map(str.lower, _WORD.findall(text))) - {"sqrt", "sin", "cos", "tan", "log"}:
         text = _FUNCTION.sub(r"\\\1", re.sub(r"(?<!\\)sqrt\s?\(([^()]*)\)", r"\\sqrt{\1}", text))
     text = re.sub(r"^(-?\d+(?:\.\d+)?)[eE]\+?(-?\d{1,4})$", r"\1 \\times 10^{\2}", text)
@@ -241,9 +256,11 @@ def _compare(pairs: list[tuple[str, str]]) -> list[float | None]:
 
 @functools.cache
 def _warn_once(cause: str) -> None:
-    what = {
+    events = {
         "deadline": f"a comparison took over {SECONDS:g} s and was cut off; it counts as wrong",
-        "died": "the process that compares answers died, of a lack of memory perhaps, and was replaced; the comparison "
-        "that it was at counts as wrong",
+        "died": "the process that compares answers died, perhaps of a lack of memory, and was replaced; its comparison "
+        "counts as wrong",
     }
-    warnings.warn(f"verifier math: {what[cause]}. This is said once; worker_counts() counts them", stacklevel=2)
+    warnings.warn(
+        f"verifier math: {events[cause]}. This warning is given once; worker_counts() counts every case", stacklevel=2
+    )

@@ -1,12 +1,12 @@
-"""A process that compares answers with math-verify and can be killed: both ends of its pipe.
+"""Compares answers with math-verify in a process that can be killed. This file has both ends of its pipe.
 
 math-verify turns text into SymPy expressions, and a line such as 9**9**9 keeps SymPy busy for hours inside one C call,
-which no exception interrupts. So a process of its own imports math-verify once and forks a child for each batch. The
-kernel kills the child when a pair has had its time; a fork, some milliseconds, replaces it. Nothing that a pair did to
-SymPy's caches lives longer than its batch.
+which no exception interrupts. So a separate process, the worker, imports math-verify once and forks a child for each
+batch of pairs. The kernel kills the child when the time of a pair is up; a new fork, which takes some milliseconds,
+replaces it. Nothing that a pair did to SymPy's caches outlives its batch.
 
-JSON goes both ways, a line at a time; nothing is pickled. This file runs as a program without the rest of fourstage.
-It needs a POSIX system.
+Both directions carry JSON, one message a line; nothing is pickled. This file runs as a program, without the rest of
+fourstage, and needs a POSIX system.
 """
 
 import atexit
@@ -20,35 +20,40 @@ import sys
 import threading
 import time
 from collections import Counter
+from types import ModuleType
+from typing import NoReturn
 
 MEMORY = 1 << 29  # bytes of address space of the worker and of each child; after the imports 70 MB are in use
-CLOCK = 1.4  # a pair has so much of its processor time by the clock: a busy machine may be slower, nothing may wait
-LEAST = 0.02  # seconds that each pair has in any case; the mean is 2 to 5 ms
-STARTING = 120.0  # seconds that the imports may take, on a machine that is busy with other things
-GRACE = 5.0  # seconds beyond all of its own limits after which a silent worker is killed from here
+CLOCK = 1.4  # the limit on the clock, as a multiple of that on processor time: a busy machine is slower
+LEAST = 0.02  # seconds that every pair may take; the mean is 2 to 5 ms
+STARTING = 120.0  # seconds that the imports may take on a busy machine
+GRACE = 5.0  # seconds after its own limits for which a silent worker is waited for before it is killed from here
+
+Message = dict | str | bool | None  # what one line of JSON holds
 
 
 class Worker:
-    """This end of the pipe: one per process, started when first needed, for any number of threads.
+    """This end of the pipe. One per process, started when first needed, serves any number of threads.
 
-    `counts`: children killed at their deadline ("deadline"), and children or workers that ended otherwise ("died").
-    Each was replaced.
+    `counts` has the children killed at their deadline ("deadline"), and the children and workers that ended for other
+    reasons ("died"). Each was replaced.
     """
 
-    def __init__(self):
-        self.counts: Counter = Counter()
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._process: subprocess.Popen[bytes] | None = None
         self._forget()
         atexit.register(self.stop)
         os.register_at_fork(after_in_child=self._forget)
 
     def compare(self, pairs: list[tuple[str, str]], seconds: float, budget: float) -> list[bool | None]:
-        """For each (gold, answer) whether they are equal; None where the gold could not be read, or not in its time.
+        """Whether each gold and answer are equal; None where the gold cannot be read, or not in time.
 
         Args:
-            pairs: texts that math_verify.parse reads.
-            seconds: processor time of each pair, and of each gold.
-            budget: wall seconds that pairs cut off may cost. A pair has at most a quarter of what is left of them, but
-            at least LEAST, so that the pairs after many bad ones get a turn too.
+            pairs: (gold, answer), texts for math_verify.parse.
+            seconds: processor time that each pair may take, and the reading of each gold.
+            budget: wall seconds that pairs which are cut off may cost together. A pair may take at most a quarter of
+                what is left of it, but at least LEAST, so that the pairs after many slow ones are compared too.
         Raises:
             RuntimeError: if the worker does not start.
         """
@@ -57,47 +62,50 @@ class Worker:
         with self._lock:
             while pending:
                 limit = max(min(seconds, budget / 4), min(LEAST, seconds))
-                found, lost = self._batch(pending, seconds, limit)
-                verdicts |= zip(pending, found, strict=False)
-                (gold, _), pending = pending[len(found) - 1], pending[len(found) :]
-                if found[-1] is None:
-                    verdicts |= {pair: None for pair in pending if pair[0] == gold}
-                    pending = [pair for pair in pending if pair[0] != gold]
+                batch_verdicts, seconds_lost = self._compare_batch(pending, seconds, limit)
+                compared = pending[: len(batch_verdicts)]
+                pending = pending[len(compared) :]
+                verdicts |= zip(compared, batch_verdicts, strict=True)
+                if batch_verdicts[-1] is None:
+                    unreadable_gold = compared[-1][0]
+                    verdicts |= {pair: None for pair in pending if pair[0] == unreadable_gold}
+                    pending = [pair for pair in pending if pair[0] != unreadable_gold]
                 else:
-                    budget -= lost
+                    budget -= seconds_lost
         return [verdicts[pair] for pair in pairs]
 
     def stop(self) -> None:
-        """Ends the worker, with the child that it may have."""
-        process, self._process, self._buffer = self._process, None, b""
+        """Ends the worker and its child, if there are any."""
+        process = self._process
+        self._process, self._buffer = None, b""
         if process is not None:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)  # it leads a process group of its own
             process.wait()
-            process.stdin.close()
-            process.stdout.close()
+            _close_pipes(process)
 
     def _forget(self) -> None:
-        """The start, and in a forked child, where the worker belongs to the parent: it must see the pipe's end."""
-        process = getattr(self, "_process", None)
-        if process is not None:
-            process.stdin.close()
-            process.stdout.close()
-            process.returncode = 0  # not ours to wait for
+        """The state without a worker. In a forked child the worker belongs to the parent: its pipes are closed here,
+        since it would otherwise never see their end."""
+        if self._process is not None:
+            _close_pipes(self._process)
+            self._process.returncode = 0  # this process need not wait for it
         self._process, self._buffer, self._lock = None, b"", threading.Lock()
 
-    def _batch(self, pairs: list, seconds: float, limit: float) -> tuple[list[bool | None], float]:
-        """(verdicts up to and with the first pair that ended its child, or all; wall seconds that this pair took)."""
-        self._start()
+    def _compare_batch(
+        self, pairs: list[tuple[str, str]], seconds: float, limit: float
+    ) -> tuple[list[bool | None], float]:
+        """(verdicts of all pairs, or up to the first one that ended its child; the wall seconds that this one took)."""
+        process = self._start()
         verdicts: list[bool | None] = []
         readable, since, status = False, time.monotonic(), None
         try:
-            self._send([seconds, limit, pairs])
+            _send(process, [seconds, limit, pairs])
             while status is None:
-                reply = self._receive(CLOCK * seconds + GRACE)
+                reply = self._receive(process, CLOCK * seconds + GRACE)
                 if isinstance(reply, dict):
                     status = reply["ended"]
-                elif reply == "readable":
+                elif isinstance(reply, str):  # the gold is "readable"
                     readable = True
                 else:
                     verdicts.append(reply)
@@ -111,34 +119,38 @@ class Worker:
             return verdicts, 0.0
         return [*verdicts, False if readable else None], time.monotonic() - since
 
-    def _start(self) -> None:
-        """A worker that has imported math-verify; raises RuntimeError if it cannot."""
+    def _start(self) -> subprocess.Popen[bytes]:
+        """The worker, started where none is running; raises RuntimeError if it cannot import math-verify."""
         if self._process is not None and self._process.poll() is None:
-            return
+            return self._process
         if self._process is not None:
             self.counts["died"] += 1
             self.stop()
         command = [sys.executable, __file__]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "bufsize": 0}
-        environment = {**os.environ, "PYTHONHASHSEED": "0"}  # SymPy's order of terms, the same in every run
-        self._process = subprocess.Popen(command, **pipes, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={**os.environ, "PYTHONHASHSEED": "0"},  # SymPy orders terms by hashes: the same in every run
+            start_new_session=True,
+        )
+        self._process = process
         try:
-            reply = self._receive(STARTING)
+            reply = self._receive(process, STARTING)
         except (OSError, ValueError) as error:
             reply = f"{type(error).__name__}: {error}"
         if reply != "ready":
             self.stop()
             raise RuntimeError(f"the math worker, {' '.join(command)}, does not start: {reply}")
+        return process
 
-    def _send(self, message: object) -> None:
-        line = memoryview(json.dumps(message).encode() + b"\n")
-        while line:
-            line = line[self._process.stdin.write(line) :]
-
-    def _receive(self, seconds: float) -> object:
-        """The next message; raises OSError where none comes in time, or none can come."""
+    def _receive(self, process: subprocess.Popen[bytes], seconds: float) -> Message:
+        """The next message; raises OSError if none arrives in time, or if the worker has ended."""
         end = time.monotonic() + seconds
-        output = self._process.stdout.fileno()
+        assert process.stdout is not None  # `_start` made it a pipe
+        output = process.stdout.fileno()
         poll = select.poll()
         poll.register(output, select.POLLIN)
         while b"\n" not in self._buffer:
@@ -148,56 +160,73 @@ class Worker:
             if not arrived:
                 raise ConnectionError("it has ended")
             self._buffer += arrived
-        line, _, self._buffer = self._buffer.partition(b"\n")
+        line, _, rest = self._buffer.partition(b"\n")
+        self._buffer = rest
         return json.loads(line)
+
+
+def _send(process: subprocess.Popen[bytes], message: object) -> None:
+    assert process.stdin is not None  # `Worker._start` made it a pipe
+    line = memoryview(json.dumps(message).encode() + b"\n")
+    while line:
+        written = os.write(process.stdin.fileno(), line)
+        line = line[written:]
+
+
+def _close_pipes(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
 
 
 # The other end
 
 
 def main() -> None:
+    """The worker: reads batches from standard input until it ends, and answers each by a child."""
     replies = os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints is no message
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that what a library prints is not taken for a message
     try:
         import math_verify
 
-        _limit()
-        _same(_parsed("$x^2+1$", math_verify), "1/2", math_verify)  # compiles its expressions, loads its grammar
+        _limit_resources()
+        _same(_parsed("$x^2+1$", math_verify), "1/2", math_verify)  # warms it up: patterns and grammar
     except Exception as error:
         _write(replies, f"{type(error).__name__}: {error}")
         return
-    gc.freeze()  # a child's collections would touch, and so copy, every page that it shares
+    gc.freeze()  # a garbage collection in a child would touch, and so copy, every shared page
     _write(replies, "ready")
     for line in sys.stdin.buffer:
         child = os.fork()
         if child == 0:
-            _answer(replies, *json.loads(line), math_verify)
+            seconds, limit, pairs = json.loads(line)
+            _compare_pairs(replies, seconds, limit, pairs, math_verify)
         _write(replies, {"ended": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])})
 
 
-def _limit() -> None:
-    """Bounds the memory, forbids to write a file, and lets the timers' signals end the process."""
+def _limit_resources() -> None:
+    """Limits the memory, forbids writing files, and lets the signals of the timers end the process."""
     import resource
 
     for name, bound in (("RLIMIT_AS", MEMORY), ("RLIMIT_FSIZE", 0), ("RLIMIT_CORE", 0)):
         try:
             resource.setrlimit(getattr(resource, name), (bound, bound))
-        except (ValueError, OSError):  # macOS refuses some
+        except (ValueError, OSError):  # macOS refuses some of these
             continue
     for timer in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(timer, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF, signal.SIGALRM])
 
 
-def _answer(replies: int, seconds: float, limit: float, pairs: list, math_verify) -> None:
-    """The child: a verdict for each pair, each within its limit, or the kernel ends it. Does not return."""
+def _compare_pairs(replies: int, seconds: float, limit: float, pairs: list, math_verify: ModuleType) -> NoReturn:
+    """The child: writes a verdict for each pair and exits; the kernel kills it when a pair exceeds its limit."""
     try:
         golds: dict[str, list] = {}
         for gold, answer in pairs:
             if gold not in golds:
                 _alarm(seconds)
                 golds[gold] = _parsed(gold, math_verify)
-                _same(golds[gold], "1/2", math_verify)  # if this takes too long it is the gold's fault
+                _same(golds[gold], "1/2", math_verify)  # if this takes too long, the gold is at fault
             if golds[gold]:
                 _write(replies, "readable")
             _alarm(limit)
@@ -208,19 +237,19 @@ def _answer(replies: int, seconds: float, limit: float, pairs: list, math_verify
 
 
 def _alarm(seconds: float) -> None:
-    """The kernel ends this process after so much processor time, or CLOCK times as much by the clock."""
+    """Lets the kernel kill this process after `seconds` of processor time, or CLOCK times as many on the clock."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, CLOCK * seconds)
 
 
-def _parsed(text: str, math_verify) -> list:
+def _parsed(text: str, math_verify: ModuleType) -> list:
     return math_verify.parse(text, parsing_timeout=None)
 
 
-def _same(gold: list, answer: str, math_verify) -> bool:
+def _same(gold: list, answer: str, math_verify: ModuleType) -> bool:
     try:
         return bool(math_verify.verify(gold, _parsed(answer, math_verify), timeout_seconds=None))
-    except Exception:  # of SymPy, of any kind; what cannot be compared is not equal
+    except Exception:  # SymPy raises errors of any kind; what cannot be compared is not equal
         return False
 
 

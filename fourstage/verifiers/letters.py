@@ -1,4 +1,4 @@
-"""The letter that answers a question with choices."""
+"""Finds the letter that a text chooses as its answer to a question with choices."""
 
 import re
 
@@ -25,34 +25,36 @@ _BRACKETED = re.compile(r"\(([A-E])\)")
 def final_letter(text: str) -> str | None:
     r"""The letter, A to E, that a text chooses; None where it chooses none, or two at once.
 
-    In a marked part (`plain.final_part`), the only letter that stands alone, or the one it begins with, as in
-    "B) 12". Else what follows the last "answer is", "answer:", "option" or "choose". Else, in the last line that is not
-    empty: the letter before "is correct", or after "is" or "so" at its end; the one that begins it; the only one in
-    parentheses. The article A, letters in words, and those after
-    "not" do not count.
+    In a marked part (`text.final_part`) it is the letter at the beginning, as in "B) 12", or the only one that stands
+    alone. In other text it is the one after the last "answer is", "answer:", "option" or "choose". Without these, it is
+    in the last line that is not blank: the letter before "is correct", or the one after "is" or "so" at the end of the
+    line; otherwise the one that begins the line, or the only one in parentheses. The article A, letters in words and
+    letters after "not" do not count.
 
     Example: "The answer is (B)." -> "B"; "#### C" -> "C"; "A dog barks." -> None; "A or B" -> None.
     """
-    part, marked = final_part(text)
+    part, is_marked = final_part(text)
     part = _NEGATED.sub(" ", plain(part))
-    said = _said(part)
-    if marked:
-        return _marked(part, said)
-    return _last_line(part) if said is None else said or None
+    cued = _cued_letter(part)
+    if is_marked:
+        return _marked_letter(part, cued)
+    if cued is None:
+        return _letter_of_last_line(part)
+    return cued or None
 
 
-def _marked(part: str, said: str | None) -> str | None:
+def _marked_letter(part: str, cued: str | None) -> str | None:
     letters = set(re.findall(_LETTER, _ARTICLE.sub(" ", part)))
     leading = _LEADING.match(part)
     if leading and letters <= {leading[1].upper()}:
         return leading[1].upper()
-    if said is not None:
-        return said or None
+    if cued is not None:
+        return cued or None
     return letters.pop() if len(letters) == 1 else None
 
 
-def _said(part: str) -> str | None:
-    """The letter after the last cue; "" where another letter follows it; None without a cue."""
+def _cued_letter(part: str) -> str | None:
+    """The letter after the last cue; "" where a second letter follows it, None where there is no cue."""
     cue = None
     for match in _CUE.finditer(part):
         if not (match[1] and _ARTICLE.match(part, match.start(1))):
@@ -64,7 +66,7 @@ def _said(part: str) -> str | None:
     return "" if other and other[1] != letter else letter
 
 
-def _last_line(part: str) -> str | None:
+def _letter_of_last_line(part: str) -> str | None:
     lines = [line for line in part.splitlines() if line.strip()]
     line = lines[-1] if lines else ""
     called = set(_CALLED_RIGHT.findall(line))

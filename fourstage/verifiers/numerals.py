@@ -1,8 +1,8 @@
-r"""Reading a number as people and models write it, exactly, or not at all.
+r"""Reads a number as people and models write it, exactly or not at all.
 
-A text is cut into runs of mathematics between words, stops and line ends. A run that is nothing but one number, once
-all up to its last = is dropped, is read. One with more in it, such as 10-3, 5x or 3\sqrt{2}, is not a number, and no
-part of it is taken for one.
+A text is cut into runs of mathematics, at words, full stops and line ends. Of each run, everything up to its last = is
+dropped; if the rest is one number, that number is read. A run with more in it, such as 10-3, 5x or 3\sqrt{2}, is not a
+number, and no part of it is read as one.
 """
 
 import itertools
@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from fourstage.verifiers.text import final_part, plain
 
-DIGITS = 100  # of a number in all
-EXPONENT = 100  # of ten, either way, in 1.2e5
+DIGITS = 100  # the most digits that a number may have
+EXPONENT = 100  # the largest power of ten, positive or negative, as in 1.2e5
 
-# A digit begins it, so that no text is scanned twice; `lump` says what of it is a number.
+# It begins with a digit, so that no text is scanned twice; `lump` decides whether it is a number.
 NUMBER = r"(?<![\w.])\.\d+|\d(?:[\d,.:\u2009]*\d)?(?:[eE][+-]?\d{1,3}(?!\w))?"
 _LUMP = re.compile(r"(\d{1,3}(?:,\d{3})+|\d{1,3}(?:\u2009\d{3})+|\d*)(\.\d+)?(?:[eE]([+-]?\d{1,3}))?")
 _TOKEN = re.compile(
@@ -40,7 +40,7 @@ _SPOKEN = [
     ]
 ]
 _BRACKETS = re.compile(r"\([^()\n]{1,200}\)")
-_SAID = re.compile(
+_ANSWER_CUE = re.compile(
     r"\banswers?\b(?:[^.:=\n\d]{0,40}?\b(?:is|are|equals)\b|\s{0,2}[:=])\s{0,3}[:=]?(?=\W{0,20}\w)", re.I
 )
 _STOP = re.compile(r"[.!?](?=\s|$)|\n")
@@ -52,13 +52,13 @@ _SMALL = {word: value for value, word in enumerate(["zero", *_ONES, *_TEENS])}
 _WORD = re.compile(rf"\W{{0,9}}(?:({'|'.join(_TENS)})(?:[ -]({'|'.join(_ONES)}))?|({'|'.join(_SMALL)}))(?![\w-])", re.I)
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)(?![A-Za-z])")
 _UNITS = re.compile(r"[mgshlL]|[mcdk]m|k?g|mg|lbs?|oz|[md][lL]|cl|ft|in|yd|mi|hrs?|min|sec|[ap]m|[mk]ph|pts")
-_ALONE = re.compile(r"[mgshlL]")  # single letters that are a unit, not a variable
+_ALONE = re.compile(r"[mgshlL]")  # single letters that are units, not variables
 _NAMED = re.compile(r"[a-z]-\d.*")  # as in x-3
 _FUNCTIONS = re.compile(r"pi|sqrt|log|ln|exp|sin|cos|tan|inf|infinity", re.I)
 
 
 class Token(NamedTuple):
-    """A piece of a text: what it is, its text, where it starts and ends."""
+    """A piece of a text: its kind, its text, and where it starts and ends."""
 
     kind: str
     text: str
@@ -67,13 +67,13 @@ class Token(NamedTuple):
 
 
 class Amount(NamedTuple):
-    """A number that was read, and whether a percent sign follows it: 50% is Amount(50, True)."""
+    """A number, and whether a percent sign follows it: 50% is Amount(50, True)."""
 
     value: Fraction
     percent: bool
 
     def equals(self, other: "Amount") -> bool:
-        """Exactly; a percent sign on one side only may count or not: 50% equals 50 and 0.5, but 0.5 is not 50."""
+        """Whether both are exactly equal. A percent sign on one of them may be ignored: 50% equals both 50 and 0.5."""
         if self.value == other.value:
             return True
         if self.percent == other.percent:
@@ -89,33 +89,31 @@ def final_number(text: str) -> Fraction | None:
 
 
 def final_amount(text: str) -> Amount | None:
-    r"""The number that a text ends with as its final answer; None where that is not one number.
+    r"""The number that is a text's final answer; None where that answer is not one number.
 
-    It is looked for where `plain.final_part` says. A marked part must hold one number only, with units or words at
-    most. In other text it is the number right after the last "answer is" or "answer:", or the last of that sentence;
-    else the last of all. Of several with "or", "and" or a comma between them none is read. What stands after "not", or
-    among words in brackets, does not count, nor do units, currencies, times of day and ordinals. Words, zero to
-    ninety-nine, count where there are no digits and they come first. A fraction that comes out whole, such as 48/2, is
-    a division left undone, and no number.
+    It is searched for in `text.final_part`. A marked part must hold a single number, with units or words at most. In
+    other text it is the number directly after the last "answer is" or "answer:", or otherwise the last one of that
+    sentence; without such a phrase it is the last of the text. Of several numbers with "or", "and" or a comma between
+    them, none is read. Numbers after "not", or in brackets together with words, do not count; neither do times of day
+    and ordinals. Units and currencies are ignored. Number words, zero to ninety-nine, are read if they come first and
+    there are no digits. A fraction with a whole value, such as 48/2, is an unfinished division and not a number.
 
     Example: "#### 1,250" -> 1250; r"\boxed{-\frac{3}{4}}" -> -3/4; "so 2 1/2 cups." -> 5/2; "10-3" -> None.
     """
-    part, marked = final_part(text)
+    part, is_marked = final_part(text)
     part = plain(part)
-    if marked:
+    if is_marked:
         return _amount(part, alone=True)
-    said = None
-    for said in _SAID.finditer(part):  # noqa: B007 (the last one)
-        pass
-    if said is None:
+    cue = max(_ANSWER_CUE.finditer(part), key=re.Match.start, default=None)
+    if cue is None:
         return _amount(part, alone=False)
-    part = part[said.end() :]
+    part = part[cue.end() :]
     sentence = _STOP.split(part, maxsplit=1)[0]
     return _amount(sentence if re.search(r"\w", sentence) else part, alone=False, first=True)
 
 
 def gold_amount(answer: object) -> Amount | None:
-    """The number that a row's answer is, by the rules for marked text; None where words stand before it (June 20)."""
+    """The number in a row's answer, by the rules for a marked part; None where words precede it, as in June 20."""
     if answer is None or isinstance(answer, bool):
         return None
     part = plain(final_part(str(answer))[0])
@@ -124,18 +122,19 @@ def gold_amount(answer: object) -> Amount | None:
 
 
 def _amount(text: str, alone: bool, first: bool = False) -> Amount | None:
-    """The last number of a plain text, the first if it begins with it, or, if `alone`, the only one."""
+    """The last number of a plain text; if `first`, one at its beginning instead; if `alone`, the only one or None."""
     if not re.search(r"\d", text):
         return _in_words(text)
     for pattern, replacement in _SPOKEN:
         text = pattern.sub(replacement, text)
     without_asides = _BRACKETS.sub(lambda m: " " * len(m[0]) if re.search("[A-Za-z]{2}", m[0]) else m[0], text)
-    runs = _runs(without_asides, alone) or _runs(text, alone)
-    numbers = [at for at, run in enumerate(runs) if any(token.kind == "number" for token in run)]
+    runs = _number_runs(without_asides, alone) or _number_runs(text, alone)
+    numbers = [i for i, run in enumerate(runs) if any(token.kind == "number" for token in run)]
     if not numbers or (alone and len(runs) > 1):
         return None
     chosen = numbers[-1]
-    if first and _HEDGE.match(text).end() >= runs[0][0].start:
+    hedge = _HEDGE.match(text) if first else None
+    if hedge and hedge.end() >= runs[0][0].start:
         chosen = numbers[0]
     between = [text[a[-1].end : b[0].start].strip(" $") for a, b in itertools.pairwise(runs)]
     if {"or", "and", ",", ";"} & set(between[max(chosen - 1, 0) : chosen + 1]) or not _is_answer(runs[chosen]):
@@ -148,13 +147,14 @@ def _in_words(text: str) -> Amount | None:
     if word is None:
         return None
     tens, ones, small = (part and part.lower() for part in word.groups())
-    return Amount(Fraction(10 * _TENS.index(tens) + 20 + _SMALL[ones or "zero"] if tens else _SMALL[small]), False)
+    value = 10 * _TENS.index(tens) + 20 + _SMALL[ones or "zero"] if tens else _SMALL[small]
+    return Amount(Fraction(value), percent=False)
 
 
 def lump(text: str) -> Fraction | None:
-    """The value of digits, separators and exponent; None where they are no number, such as 1,23, 2:30 or 1.2.3.
+    """The value of digits with separators and exponent; None where they are not a number, as in 1,23, 2:30 or 1.2.3.
 
-    Thousands are separated by commas or thin spaces; three digits each, at most three before the first.
+    Commas or thin spaces separate thousands: at most three digits before the first separator, three after each.
     """
     parts = _LUMP.fullmatch(text)
     if not parts or len(text) > 2 * DIGITS or sum(c.isdigit() for c in text) > DIGITS:
@@ -164,10 +164,11 @@ def lump(text: str) -> Fraction | None:
     return Fraction(text.replace(",", "").replace("\u2009", ""))
 
 
-def _runs(text: str, alone: bool) -> list[list[Token]]:
+def _number_runs(text: str, alone: bool) -> list[list[Token]]:
     """The runs that hold a number or other mathematics."""
-    runs, run = [], []
-    for token in _tokens(text, alone):
+    runs: list[list[Token]] = []
+    run: list[Token] = []
+    for token in _text_tokens(text, alone):
         if token.kind == "break":
             runs.append(run)
             run = []
@@ -176,15 +177,17 @@ def _runs(text: str, alone: bool) -> list[list[Token]]:
     return [run for run in [*runs, run] if {"number", "bad"} & {token.kind for token in run}]
 
 
-def _tokens(text: str, alone: bool) -> list[Token]:
-    """All tokens but spaces, their kinds: number, percent, bad, sign, operator, equals, bracket and break."""
+def _text_tokens(text: str, alone: bool) -> list[Token]:
+    """All tokens except spaces, of the kinds number, percent, bad, sign, operator, equals, bracket and break."""
     tokens: list[Token] = []
     for match in _TOKEN.finditer(text):
-        kind, last = match.lastgroup, tokens[-1] if tokens else None
+        kind = match.lastgroup
+        assert kind is not None  # all that _TOKEN matches is in one of its groups
+        last = tokens[-1] if tokens else None
         after_number = last is not None and last.kind == "number" and last.end == match.start()
         if kind == "word":
             if after_number and _ORDINAL.match(match[0]):
-                tokens.pop()  # 6th is no amount
+                tokens.pop()  # 6th is not an amount
             kind = _word_kind(match[0], after_number, alone)
             kind = "bad" if text[match.end() : match.end() + 1] in ("^", "_") else kind
         elif kind == "number" and ":" in match[0]:
@@ -203,59 +206,63 @@ def _tokens(text: str, alone: bool) -> list[Token]:
 
 
 def _word_kind(word: str, after_number: bool, alone: bool) -> str:
-    """operator for x, bad for what may be mathematics, else break. A word that follows a number at once is its unit."""
+    """operator for x, bad for what may be mathematics, otherwise break. A word directly after a number is its unit."""
     if word in ("x", "X"):
         return "operator"
     if _FUNCTIONS.fullmatch(word):
         return "bad"
     if after_number:
         unit = word.partition("-")[0]
-        known = _UNITS.fullmatch(unit) or _ORDINAL.match(word) or len(unit) > 3
-        return "break" if known and word.isalpha() else "bad"
+        is_unit = _UNITS.fullmatch(unit) or _ORDINAL.match(word) or len(unit) > 3
+        return "break" if is_unit and word.isalpha() else "bad"
     if len(word) == 1 and not _ALONE.fullmatch(word) and (alone or word.islower() and word != "a"):
         return "bad"
     return "bad" if _NAMED.fullmatch(word) or (alone and any(c.isdigit() for c in word)) else "break"
 
 
 def _is_answer(run: list[Token]) -> bool:
-    """Whether what stands before the last = is a name, as in x = 5, or a sum, as in 48/2 = 24, not an equation."""
-    equals = max((at for at, token in enumerate(run) if token.kind == "equals"), default=0)
+    """Whether a name, as in x = 5, or arithmetic, as in 48/2 = 24, precedes the last =, not an equation to solve."""
+    equals = max((i for i, token in enumerate(run) if token.kind == "equals"), default=0)
     left = [token for token in run[:equals] if token.kind not in ("bracket", "equals", "percent")]
     if any(token.kind == "number" for token in left):
-        between = [left[at : at + 2] for at, token in enumerate(left) if token.text in ("x", "X")]
-        return all(t.kind != "bad" for t in left) and all(len(b) == 2 and b[1].kind == "number" for b in between)
+        factors = [left[i : i + 2] for i, token in enumerate(left) if token.text in ("x", "X")]
+        return all(t.kind != "bad" for t in left) and all(len(f) == 2 and f[1].kind == "number" for f in factors)
     return all(token.kind == "bad" or token.text in ("x", "X") for token in left)
 
 
 def _value(run: list[Token]) -> Amount | None:
-    """The number that a run is; None where it is more than one number."""
-    equals = max((at for at, token in enumerate(run) if token.kind == "equals"), default=-1)
-    run, after_equals = run[equals + 1 :], equals >= 0
-    percent = any(token.kind == "percent" for token in run)
-    negative, run = _signed(run, after_equals)
-    tokens = [token for token in run if token.kind not in ("bracket", "percent")]
+    """The number that a run consists of; None where it has more in it."""
+    equals = max((i for i, token in enumerate(run) if token.kind == "equals"), default=-1)
+    right = run[equals + 1 :]
+    percent = any(token.kind == "percent" for token in right)
+    negative, unsigned = _split_sign(right, after_equals=equals >= 0)
+    tokens = [token for token in unsigned if token.kind not in ("bracket", "percent")]
     if tokens and tokens[-1].kind == "sign":  # a dash, as in 5-year or "5 - as asked"
         tokens.pop()
-    shape = "".join("n" if t.kind == "number" else "-" if t.kind == "sign" else t.text for t in tokens)
-    values = [lump(token.text) for token in tokens if token.kind == "number"]
-    if None in values:
+    symbols = {"number": "n", "sign": "-"}
+    shape = "".join(symbols.get(token.kind, token.text) for token in tokens)
+    numbers = [token.text for token in tokens if token.kind == "number"]
+    values = [value for value in map(lump, numbers) if value is not None]
+    if len(values) < len(numbers):
         return None
-    value = _shaped(shape, values, tokens)
+    value = _value_of_shape(shape, values, tokens)
     return None if value is None else Amount(-value if negative else value, percent)
 
 
-def _signed(run: list[Token], after_equals: bool) -> tuple[bool, list[Token]]:
-    """(whether the run begins with a minus sign, the rest). Elsewhere than after = or a bracket it has no space after
-    it: else it is a dash."""
-    at = next((at for at, token in enumerate(run) if token.kind != "bracket"), len(run))
-    if at + 1 >= len(run) or run[at].text not in ("-", "+"):
+def _split_sign(run: list[Token], after_equals: bool) -> tuple[bool, list[Token]]:
+    """(whether the run begins with a minus sign, the run without its sign).
+
+    A minus sign that does not follow = or a bracket, but has a space after it, is a dash.
+    """
+    first = next((i for i, token in enumerate(run) if token.kind != "bracket"), len(run))
+    if first + 1 >= len(run) or run[first].text not in ("-", "+"):
         return False, run
-    close = run[at].end == run[at + 1].start or at > 0 or after_equals
-    return run[at].text == "-" and close, run[:at] + run[at + 1 :]
+    is_sign = run[first].end == run[first + 1].start or first > 0 or after_equals
+    return run[first].text == "-" and is_sign, run[:first] + run[first + 1 :]
 
 
-def _shaped(shape: str, values: list[Fraction], tokens: list[Token]) -> Fraction | None:
-    """n; n/n, without spaces; n n/n, a mixed number; n*10^n."""
+def _value_of_shape(shape: str, values: list[Fraction], tokens: list[Token]) -> Fraction | None:
+    """The value of n; of n/n, without spaces; of n n/n, a mixed number; of n*10^n. None for every other shape."""
     if shape == "n":
         return values[0]
     if shape in ("n/n", "nn/n"):
@@ -266,8 +273,9 @@ def _shaped(shape: str, values: list[Fraction], tokens: list[Token]) -> Fraction
         value = above / below
         if value.denominator == 1 or (whole and value > 1):
             return None
-        return sum(whole, value)
+        return sum(whole, start=value)
     if shape in ("n*n^n", "n*n^-n", "nxn^n", "nxn^-n") and values[1] == 10:
         power = values[2] if "-" not in shape else -values[2]
-        return values[0] * Fraction(10) ** power if power.denominator == 1 and abs(power) <= EXPONENT else None
+        if power.denominator == 1 and abs(power) <= EXPONENT:
+            return values[0] * Fraction(10) ** power.numerator
     return None

@@ -1,16 +1,18 @@
-r"""Text of a completion, brought to plain characters, and the place in it where the final answer stands."""
+r"""The text of a completion in plain characters, and the part of it that holds the final answer."""
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
-TAIL = 4096  # characters at the end of a completion in which its final answer is looked for
+Completions = Sequence[str | list[dict]]  # as TRL hands them over: texts, or lists of turns
+TAIL = 4096  # the number of last characters of a completion that are searched for its final answer
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{|\\.|[{}]", re.S)
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.S | re.I)
 
 
 def text_of(completion: str | list[dict]) -> str:
-    """A completion's text: TRL hands over text, or a list of turns, whose content may be a list of parts."""
+    """The text of a completion: TRL hands over text or a list of turns, and a turn's content may be a list of parts."""
     if isinstance(completion, str):
         return completion
     return "".join(_content(turn.get("content")) for turn in completion)
@@ -26,21 +28,22 @@ def _content(content: object) -> str:
 
 
 def final_part(text: str) -> tuple[str, bool]:
-    r"""(the part of a text that holds its final answer, whether the writer marked it as that).
+    r"""(the part of a text that holds its final answer, whether the writer marked that part as the answer).
 
-    Only what follows the last `</think>` counts, and of it the last 4,096 characters; a `<think>` that is not closed
-    leaves nothing. The mark is `####` or `\boxed{...}`, whichever comes last, else `<answer>...</answer>`. After
-    `####` that is the first line with a digit, or, where none has one, the first with anything. Without a mark it is
-    all of it.
+    Only the text after the last `</think>` counts, and of it the last 4,096 characters; after an unclosed `<think>`
+    nothing counts. A mark is `####` or `\boxed{...}`, whichever comes last, otherwise `<answer>...</answer>`. The part
+    marked by `####` is the first line after it with a digit, or, if no line has one, the first that is not blank.
+    Without a mark, the part is all of the text that counts.
 
     Example: r"</think> So \boxed{\frac{1}{2}}." -> (r"\frac{1}{2}", True); "It is 7." -> ("It is 7.", False).
     """
     text = _after_thinking(text)
     if len(text) > TAIL:
-        text = text[-TAIL:].lstrip("0123456789.,")  # never the rest of a number
-    mark, (box, boxed) = text.rfind("####"), _last_box(text)
-    if max(mark, box) >= 0:
-        return (boxed if box > mark else _line(text[mark + 4 :])), True
+        text = text[-TAIL:].lstrip("0123456789.,")  # never the second half of a number
+    hashes = text.rfind("####")
+    box, boxed = _last_box(text)
+    if max(hashes, box) >= 0:
+        return (boxed if box > hashes else _first_line(text[hashes + 4 :])), True
     tagged = _last_tagged(text)
     return (text, False) if tagged is None else (tagged, True)
 
@@ -52,22 +55,24 @@ def _after_thinking(text: str) -> str:
     return text[close + len("</think>") :] if close >= 0 else text
 
 
-def _line(text: str) -> str:
+def _first_line(text: str) -> str:
+    """The first line with a digit, or, if no line has one, the first that is not blank."""
     lines = [line for line in text.splitlines() if line.strip()]
     return next((line for line in lines if any(c.isdecimal() for c in line)), lines[0] if lines else "")
 
 
 def _last_box(text: str) -> tuple[int, str]:
     r"""(where the last closed `\boxed{` starts, what it holds); (-1, "") where there is none. Reads the text once."""
-    start, found, opened = -1, "", []
+    start, content = -1, ""
+    open_braces: list[re.Match] = []
     for token in _BOX.finditer(text) if "boxed" in text or "fbox" in text else ():
         if token[0].endswith("{") and token[0] != "\\{":
-            opened.append(token)
-        elif token[0] == "}" and opened:
-            brace = opened.pop()
+            open_braces.append(token)
+        elif token[0] == "}" and open_braces:
+            brace = open_braces.pop()
             if brace[0] != "{" and brace.start() > start:
-                start, found = brace.start(), text[brace.end() : token.start()]
-    return start, found
+                start, content = brace.start(), text[brace.end() : token.start()]
+    return start, content
 
 
 def _last_tagged(text: str) -> str | None:
@@ -106,7 +111,7 @@ _REWRITINGS = [
         (r"\^\s?(?:\\circ(?![A-Za-z])|\{\s?\\circ\s?\})|\\degree(?![A-Za-z])", " "),
         (r"\\(?:times|cdot)(?![A-Za-z])", "*"),
         (r"\\div(?![A-Za-z])", " / "),
-        (rf"(?:(\d)[ \u2009]{{0,3}})?\\[cdt]?frac{_ARGUMENT}{_ARGUMENT}", lambda m: _fraction(m)),
+        (rf"(?:(\d)[ \u2009]{{0,3}})?\\[cdt]?frac{_ARGUMENT}{_ARGUMENT}", lambda m: _frac_as_division(m)),
         (rf"(?<![A-Za-z])({_UNIT})(\}}?)\s?\^\s?(?:[23]|\{{[23]\}})", r"\1\2 "),  # square centimetres
         (r"-\s?[$€£¥₹]", "-"),  # currencies and markup
         (r"[$€£¥₹`]", " "),
@@ -120,10 +125,10 @@ _REWRITINGS = [
 
 
 def plain(text: str) -> str:
-    r"""The same text in ASCII signs, as far as they have one, without LaTeX's fonts and spaces and without markup.
+    r"""The text in ASCII where a sign has an equivalent there, without LaTeX's fonts and spaces and without markup.
 
-    Invisible signs (direction marks, joiners) go; decimal digits of any script become 0 to 9; thin and no-break spaces
-    become U+2009. `\frac{1}{2}` becomes (1/2), `3\text{ cm}^2` 3{ cm}, `$5` 5.
+    Invisible signs (direction marks, joiners) are removed; decimal digits of any script become 0 to 9; thin and
+    no-break spaces become U+2009. `\frac{1}{2}` becomes (1/2), `3\text{ cm}^2` 3{ cm}, `$5` 5.
     """
     if not text.isascii():
         text = _ascii(text)
@@ -134,13 +139,13 @@ def plain(text: str) -> str:
 
 def _ascii(text: str) -> str:
     text = _VULGAR.sub(lambda m: f"{m[1]} {_vulgar(m)}" if m[1] else _vulgar(m), text, count=100)
-    text = _VULGAR.sub("^", text)  # so many are no answer; they would make the text long, and it would take long
+    text = _VULGAR.sub("^", text)  # so many are not an answer, and writing them out would make the text long
     text = _SUPERSCRIPT.sub(lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", text.translate(_UNICODE))
     return _NOT_ASCII.sub(lambda m: _ascii_sign(m[0]), text)
 
 
-def _vulgar(found: re.Match) -> str:
-    return "(" + unicodedata.normalize("NFKC", found[2]).replace("\u2044", "/") + ")"
+def _vulgar(match: re.Match) -> str:
+    return "(" + unicodedata.normalize("NFKC", match[2]).replace("\u2044", "/") + ")"
 
 
 def _ascii_sign(sign: str) -> str:
@@ -148,10 +153,10 @@ def _ascii_sign(sign: str) -> str:
         return str(unicodedata.decimal(sign))
     if "\uff01" <= sign <= "\uff5e":  # the wide forms of ASCII's signs
         return chr(ord(sign) - 0xFEE0)
-    category = unicodedata.category(sign)
-    return "" if category == "Cf" else " " if category == "Zs" else sign
+    replacements = {"Cf": "", "Zs": " "}  # by Unicode's category: invisible signs and spaces
+    return replacements.get(unicodedata.category(sign), sign)
 
 
-def _fraction(found: re.Match) -> str:
-    before, numerator, denominator = found[1], found[2] or found[3], found[4] or found[5]
+def _frac_as_division(match: re.Match) -> str:
+    before, numerator, denominator = match[1], match[2] or match[3], match[4] or match[5]
     return f"{before} ({numerator}/{denominator})" if before else f"({numerator}/{denominator})"

@@ -201,7 +201,7 @@ PIECES = list("0123456789xyeE.,!^_{}()[]$%*+-=/ \n\\") + ["**", "####", "\\boxed
 def test_no_text_raises(text):
     for found in (located(text), located(rf"\boxed{{{text}}}"), MODULE._gold(text)):
         if found is not None:
-            assert len(found) <= 512 and MODULE._reading(found) and MODULE._plain(found) is not None
+            assert len(found) <= 512 and MODULE._as_latex(found) and MODULE._normal_form(found) is not None
 
 
 def test_the_missing_extra_is_named(monkeypatch):
