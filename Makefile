@@ -53,6 +53,7 @@ test-slow: $(STAMP)  ## the slow tests
 lint: $(STAMP)  ## what CI checks before any test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ty check --python $(VENV)
 
 format: $(STAMP)  ## put the sources into the house format
 	$(BIN)/ruff check --fix .

@@ -15,7 +15,7 @@ from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 from fourstage.chain import make_missing_parents
 from fourstage.errors import one_line
 
-T = TypeVar("T")
+T = TypeVar("T", bound="DataArguments | ModelArguments")
 
 
 def option(default: Any, help: str) -> Any:
@@ -221,7 +221,7 @@ def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name}={value!r} must be {' or '.join(allowed)}")
 
 
-def choose_by_device(config: SFTConfig | RewardConfig, checkpointing_on_gpu: bool = False) -> None:
+def choose_by_device(config: Any, checkpointing_on_gpu: bool = False) -> None:
     """Fills bf16 and gradient checkpointing where unset: TRL turns both on, which is wrong for CPUs and small models.
 
     Without an accelerator the CPU is asked for by name, with gloo between processes: otherwise `accelerate launch`
@@ -244,7 +244,7 @@ def choose_by_device(config: SFTConfig | RewardConfig, checkpointing_on_gpu: boo
     config.gradient_checkpointing = None
 
 
-def parse(recipe: str, *types: type) -> tuple:
+def parse(recipe: str, *types: Any) -> tuple:
     """Reads the recipe's arguments: default < YAML (`--config FILE`) < command line.
 
     Args:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+_Commands = argparse._SubParsersAction  # argparse has no public name for what add_subparsers gives
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command line `words` (by default the process's own); the exit status, 1 after a wrong input."""
@@ -35,11 +37,14 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--private", action="store_true", help="make the repository private")
     push.add_argument("--revision", metavar="BRANCH", help="the branch, made if it is missing (default: main)")
     push.set_defaults(command=_push)
+    recipes = commands.add_parser("recipes", help="copy the recipes and launch configs to where you work")
+    recipes.add_argument("folder", type=Path, metavar="DIR", help="where they go, such as . for here")
+    recipes.set_defaults(command=_recipes)
     _add_chat(commands)
     return parser
 
 
-def _add_chat(commands) -> None:
+def _add_chat(commands: _Commands) -> None:
     """`chat` and `compare`, with the flags that they share."""
     chat = commands.add_parser("chat", help="talk to a model in the terminal, or through pipes")
     chat.add_argument("model", metavar="MODEL", help="a finished stage, a saved model, a Hub id or a .gguf file")
@@ -59,16 +64,17 @@ def _add_chat(commands) -> None:
 
 
 def _add_speaking(parser: argparse.ArgumentParser, temperature: float, max_new_tokens: int) -> None:
-    say = parser.add_argument
-    say("--system", metavar="TEXT", help="the system prompt of a model that chats")
-    say("--temperature", type=float, default=temperature, help=f"0: the likeliest token (default: {temperature:g})")
-    say("--top_p", type=float, default=1.0, help="draw from the likeliest tokens of this share (default: 1, all)")
-    say("--top_k", type=int, default=0, help="draw from that many tokens (default: 0, all)")
-    say("--max_new_tokens", type=int, default=max_new_tokens, help=f"longest answer (default: {max_new_tokens})")
-    say("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="default: as it was saved")
-    say("--revision", "--model_revision", metavar="NAME", help="a branch, tag or commit of a Hub id")
-    flag = {"nargs": "?", "const": "true", "default": "false", "choices": ("true", "false")}
-    say("--trust_remote_code", help="run code from the model's repository", **flag)
+    add = parser.add_argument
+    add("--system", metavar="TEXT", help="the system prompt of a model that chats")
+    add("--temperature", type=float, default=temperature, help=f"0: the likeliest token (default: {temperature:g})")
+    add("--top_p", type=float, default=1.0, help="draw from the likeliest tokens of this share (default: 1, all)")
+    add("--top_k", type=int, default=0, help="draw from that many tokens (default: 0, all)")
+    add("--max_new_tokens", type=int, default=max_new_tokens, help=f"longest answer (default: {max_new_tokens})")
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="default: as it was saved")
+    add("--revision", "--model_revision", metavar="NAME", help="a branch, tag or commit of a Hub id")
+    yes_or_no = ("true", "false")
+    code = "run code from the model's repository"
+    add("--trust_remote_code", nargs="?", const="true", default="false", choices=yes_or_no, help=code)
 
 
 def _chat(arguments: argparse.Namespace) -> int:
@@ -87,6 +93,15 @@ def _report(arguments: argparse.Namespace) -> int:
     from fourstage.report import write_report
 
     print(write_report(arguments.folder, arguments.output))
+    return 0
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    from fourstage.shipped import copy_recipes
+
+    copy_recipes(arguments.folder)
+    recipes = arguments.folder / "recipes"
+    print(f"{recipes}: try accelerate launch {recipes / 'pretrain.py'} --help")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Wrong inputs as a person reads them: one line and exit code 2. A traceback is for bugs."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from traceback import walk_tb
 
@@ -17,7 +17,7 @@ def one_line(error: object, longest: int = 400) -> str:
 
 
 @contextmanager
-def reported_errors() -> Iterator[None]:
+def reported_errors() -> Generator[None]:
     """Around a whole program: a wrong input ends it with `error: ...` on stderr and exit code 2, without a traceback.
 
     A wrong input is a ValueError that fourstage raised, or a library before the training began: TRL and transformers

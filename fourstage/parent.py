@@ -99,7 +99,7 @@ def check_parent(name: str) -> None:
     folder = Path(name)
     if folder.is_dir():
         record = read_record(folder)
-        if is_run(record) and record["status"] != "finished":
+        if record and is_run(record) and record["status"] != "finished":
             raise ValueError(f"{name} is not finished; finish it with: {record['command']}")
     elif not is_gguf(name) and (name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1):
         stage = folder.name if folder.name in RECIPES else "pretrain"

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,11 +20,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from fourstage.atomic import write_atomically
+from fourstage.errors import reported_errors
+from fourstage.stages import STAGES, parents_of
+
 RECIPES = Path(__file__).resolve().parent
-STAGES = ("pretrain", "sft", "reward", "ppo", "grpo", "control")
-PARENTS = {"sft": "pretrain", "reward": "sft", "ppo": "sft", "grpo": "ppo", "control": "ppo"}
 FAST = {"pretrain": 20, "sft": 20, "reward": 6, "ppo": 8, "grpo": 2, "control": 2}  # steps
-WEIGHTS = {"pretrain": 32, "sft": 19, "reward": 16, "ppo": 11, "grpo": 21, "control": 1}  # about, in % of the time
 _TRAINING_BAR = re.compile(r"(\d+)/(\d+) \[[^\]\r\n]*tokens/s\]")  # not the bars of reading data and of evaluations
 ITEMS, FAST_ITEMS = 1000, 20  # measured of every kind
 
@@ -36,7 +38,7 @@ def arguments() -> argparse.Namespace:
     add("--output_dir", type=Path, help="where all of it goes (default: runs/MODEL, with --fast runs/MODEL-fast)")
     add("--seed", type=int, default=0, help="of weights, order and samples (default: 0)")
     add("--seeds", type=int, default=1, help="chains, from --seed on, each in a folder of its own (default: 1)")
-    add("--stages", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE", help=f"of {', '.join(STAGES)}")
+    add("--stages", nargs="+", choices=STAGES, default=[*STAGES], metavar="STAGE", help=f"of {', '.join(STAGES)}")
     add("--fast", action="store_true", help="a few steps a stage: shows that all runs, not that anything is learned")
     add("--check", action="store_true", help="exit with 1 if a figure falls short of what the chain has to reach")
     add("--config_file", default=str(RECIPES.parent / "accelerate_configs" / "cpu.yaml"), help="for accelerate launch")
@@ -90,8 +92,7 @@ def check_folders(args: argparse.Namespace, folders: dict[int, Path]) -> dict | 
             if record and record["seed"] != seed:
                 raise ValueError(f"{folder / stage} holds seed {record['seed']}, asked for {seed}; {choose}")
         for stage in args.stages:
-            needed = {PARENTS.get(stage)} | ({"reward"} if stage == "ppo" else set())
-            for parent in needed - {None, *args.stages}:
+            for parent in {*parents_of(stage)} - {*args.stages}:
                 if not records[parent] or records[parent]["status"] != "finished":
                     raise ValueError(
                         f"{stage} needs {folder / parent}, which is not finished; add {parent} to --stages"
@@ -110,18 +111,18 @@ def read_json(path: Path) -> dict | None:
 
 def command(args: argparse.Namespace, stage: str, folder: Path, seed: int, processes: int = 1) -> list[str]:
     """What a person would type for this stage, of `processes` that run at once."""
-    recipe = "grpo" if stage == "control" else stage
+    recipe, parent = STAGES[stage].recipe, STAGES[stage].parent
     words = ["--config", RECIPES / "configs" / args.model / f"{recipe}.yaml", "--output_dir", folder / stage]
     words += ["--seed", seed]
-    if stage in PARENTS:
-        words += ["--model_name_or_path", folder / PARENTS[stage]]
+    if parent:
+        words += ["--model_name_or_path", folder / parent]
     if stage == "ppo":
         words += ["--reward_model_name_or_path", folder / "reward"]
     if stage == "control":
         words += ["--control", "random_reward"]
     if args.fast:
         words += ["--max_steps", FAST[stage]] + (["--max_eval_rows", 4] if stage not in ("sft", "reward") else [])
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", args.config_file]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", args.config_file]
     if processes > 1:
         launcher += ["--num_cpu_threads_per_process", max(1, len(os.sched_getaffinity(0)) // processes)]
     return [str(word) for word in [*launcher, RECIPES / f"{recipe}.py", *words]]
@@ -136,8 +137,10 @@ def run_stage(args: argparse.Namespace, folder: Path, seed: int, clock: "Clock",
     stage = clock.stage
     log = folder / "logs" / f"{stage}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    words = command(args, stage, folder, seed, processes)
+    clock.say(f"$ accelerate launch {shlex.join(words[3:])}")
     process = subprocess.Popen(
-        command(args, stage, folder, seed, processes),
+        words,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -161,8 +164,8 @@ class Clock:
         self.live = live and sys.stdout.isatty()
         asked = [s for s in STAGES if s in args.stages]
         self.place = f"[{asked.index(stage) + 1}/{len(asked)}] {stage}" + (f", seed {seed}" if args.seeds > 1 else "")
-        one = sum(WEIGHTS[s] for s in asked)
-        self.before = one * (seed - args.seed) + sum(WEIGHTS[s] for s in asked[: asked.index(stage)])
+        one = sum(STAGES[s].share for s in asked)
+        self.before = one * (seed - args.seed) + sum(STAGES[s].share for s in asked[: asked.index(stage)])
         self.total = one * args.seeds
         self.measured, self.shown = "", 0.0
         if not sys.stdout.isatty():
@@ -172,17 +175,21 @@ class Clock:
         steps = _TRAINING_BAR.findall(chunk)
         self.measured = (re.findall(r"step \d+/\d+: ([^\r\n]*)", chunk) or [self.measured])[-1]
         if steps and self.live and time.monotonic() - self.shown > 0.5:
-            self.shown, (step, steps) = time.monotonic(), steps[-1]
-            share = (self.before + WEIGHTS[self.stage] * int(step) / max(int(steps), 1)) / self.total
+            self.shown = time.monotonic()
+            step, last = steps[-1]
+            share = (self.before + STAGES[self.stage].share * int(step) / max(int(last), 1)) / self.total
             elapsed = time.monotonic() - self.started
             left = f", about {duration(elapsed / share - elapsed)} left" if share > 0.05 else ""
-            line = f"{self.place} step {step}/{steps}  {self.measured}  {duration(elapsed)}{left}"
+            line = f"{self.place} step {step}/{last}  {self.measured}  {duration(elapsed)}{left}"
             print("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1], end="", flush=True)
 
+    def say(self, line: str) -> None:
+        """A line that stays, above the one that moves."""
+        print(("\r\x1b[K" if sys.stdout.isatty() else "") + line, flush=True)
+
     def done(self, folder: Path) -> None:
-        start = "\r\x1b[K" if sys.stdout.isatty() else ""
         taken = duration(time.monotonic() - self.begun)
-        print(f"{start}{self.place} done in {taken}: {folder}  {self.measured}", flush=True)
+        self.say(f"{self.place} done in {taken}: {folder}  {self.measured}")
 
 
 def duration(seconds: float) -> str:
@@ -191,7 +198,7 @@ def duration(seconds: float) -> str:
 
 def measure(args: argparse.Namespace, folders: dict[int, Path], started: float, former: dict | None) -> dict:
     """stages.json: what every finished stage does with held-out items, on this machine, in this process."""
-    from fourstage.artifact.run import git_sha
+    from fourstage.artifact.record import git_sha
     from fourstage.demo import checks, table
     from fourstage.parent import weights_hash
 
@@ -224,17 +231,9 @@ def show_checks(done: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 if __name__ == "__main__":
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RECIPES]
     try:
-        sys.exit(main(arguments()))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+        with reported_errors():
+            sys.exit(main(arguments()))
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from here")

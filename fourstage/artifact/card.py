@@ -13,18 +13,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from fourstage.artifact.lineage import evaluation_of, measured
 from fourstage.artifact.upload import parent_on_hub
 from fourstage.models.adapters import describe_merge
+from fourstage.stages import STAGES
 
-_STAGES = {
-    "pretrain": "a base model that continues text",
-    "sft": "an assistant, tuned on conversations",
-    "reward": "a reward model, which scores answers",
-    "ppo": "an assistant, tuned by PPO towards answers that are preferred",
-    "grpo": "a reasoning model, tuned by GRPO on problems with known answers",
-}
 _LIMITS = """It is as good as its data and its size allow: it states falsehoods fluently, repeats what its training text
 says of people and of the world, and was not tested for safety. Numbers are of the data named above, on rows held out
 from training; other text gives other numbers."""
-_REWARD_LIMITS = " Its scores compare answers to one prompt; they are no measure of truth."
+_REWARD_LIMITS = " Its scores compare answers to one prompt; they do not measure truth."
 
 
 def model_card(record: dict, samples: list[dict], repo_id: str | None = None, evaluation: dict | None = None) -> str:
@@ -38,7 +32,7 @@ def model_card(record: dict, samples: list[dict], repo_id: str | None = None, ev
     parts = [
         f"---\n{card_data(record, evaluation).to_yaml()}\n---",
         title,
-        f"{record['parameters']:,} parameters: {_STAGES[record['stage']]}. Made by fourstage "
+        f"{record['parameters']:,} parameters: {STAGES[record['stage']].makes}. Made by fourstage "
         f"{record['versions']['fourstage']}.",
         "## How to load it",
         _loading(record, repo_id or "."),
@@ -54,7 +48,7 @@ def model_card(record: dict, samples: list[dict], repo_id: str | None = None, ev
         "Fixed prompts and what it answered, as it came.",
         _samples(samples),
         "## Limits",
-        _LIMITS + (_REWARD_LIMITS if record["stage"] == "reward" else ""),
+        _LIMITS + (_REWARD_LIMITS if STAGES[record["stage"]].scores else ""),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -74,7 +68,7 @@ def card_data(record: dict, evaluation: dict | None = None) -> ModelCardData:
     """The Hub's metadata: only ids of the Hub as base_model and datasets, and every finite number as a result."""
     datasets = record.get("datasets", [])
     name = f"fourstage {record['stage']}"
-    task = "text-classification" if record["stage"] == "reward" else "text-generation"
+    task = "text-classification" if STAGES[record["stage"]].scores else "text-generation"
     on_hub = [part["name"] for part in datasets if part["kind"] == "hub"]
     data_name = ", ".join(part["name"] for part in datasets) or "held-out rows"
     results = [
@@ -102,7 +96,8 @@ def card_data(record: dict, evaluation: dict | None = None) -> ModelCardData:
 
 
 def _loading(record: dict, name: str) -> str:
-    kind = "AutoModelForSequenceClassification" if record["stage"] == "reward" else "AutoModelForCausalLM"
+    scores = STAGES[record["stage"]].scores
+    kind = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
     lines = [
         f"from transformers import {kind}, AutoTokenizer",
         f"tokenizer = AutoTokenizer.from_pretrained({name!r})",
@@ -113,7 +108,7 @@ def _loading(record: dict, name: str) -> str:
 
 def _lineage(record: dict) -> str:
     lines = [_ancestor(parent) for parent in record.get("lineage", [])]
-    lines.append(f"this model: {_STAGES[record['stage']]}")
+    lines.append(f"this model: {STAGES[record['stage']].makes}")
     numbered = [f"{number}. {line}" for number, line in enumerate(lines, start=1)]
     if scorer := record.get("rewarded_by"):
         numbered.append(f"\nIts rewards came from {_ancestor(scorer)}")
@@ -175,7 +170,7 @@ def _number(metrics: dict, name: str) -> str:
 def _settings(record: dict) -> str:
     training, model = record["arguments"]["training"], record["arguments"]["model"]
     batch = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"] * record["processes"]
-    rate = record.get("learning_rate", training["learning_rate"])
+    rate = training["learning_rate"] or record["learning_rate"]  # older run.json had it here where it was left open
     rows = {
         "learning rate": f"{rate:.3g}, {training['lr_scheduler_type']}",
         "steps": record.get("steps"),

@@ -10,7 +10,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -83,12 +83,14 @@ class Hub:
             files = self.files()
             if "run.json" not in files:
                 if others := sorted({*files} - _WITHOUT_MODEL):
-                    raise ValueError(f"it holds {others[0]}, which is of no fourstage run; choose another repository")
+                    raise ValueError(
+                        f"it holds {others[0]}, which no fourstage run left there; choose another repository"
+                    )
                 return None
             path = self.api.hf_hub_download(self.repo_id, "run.json", revision=self._commit_id())
             record = _json(path)
             if not is_run(record):
-                raise ValueError("its run.json is of no fourstage run; choose another repository")
+                raise ValueError("its run.json is not of a fourstage run; choose another repository")
             return record
 
     def restore(self, folder: Path) -> bool:
@@ -153,7 +155,7 @@ class Hub:
             with hub_errors(self.repo_id):
                 paths = {str(file.relative_to(staged)): file for file in staged.rglob("*") if file.is_file()}
                 stale = [file for file in self.files() if file.startswith(f"{name}/") and file not in paths]
-                operations = [CommitOperationDelete(file) for file in stale]
+                operations: list[CommitOperationAdd | CommitOperationDelete] = [*map(CommitOperationDelete, stale)]
                 operations += [CommitOperationAdd(path_in_repo=path, path_or_fileobj=paths[path]) for path in paths]
                 self.api.create_commit(self.repo_id, operations, commit_message=title, revision=self.revision)
         except ValueError as error:
@@ -161,7 +163,7 @@ class Hub:
         finally:
             shutil.rmtree(staged)
 
-    def _commit_id(self) -> str:
+    def _commit_id(self) -> str | None:
         return self.api.model_info(self.repo_id, revision=self.revision).sha
 
     def _checkpoints(self) -> dict[str, int]:
@@ -178,7 +180,7 @@ def _json(path: str) -> dict:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"its {Path(path).name} is no JSON ({error}); choose another repository") from None
+        raise ValueError(f"its {Path(path).name} is not JSON ({error}); choose another repository") from None
 
 
 def open_hub(settings: HubSettings, folder: Path, metadata: str) -> Hub:
@@ -221,7 +223,7 @@ def _make_branch(hub: Hub) -> None:
 
 
 @contextmanager
-def hub_errors(name: str) -> Iterator[None]:
+def hub_errors(name: str) -> Generator[None]:
     """Within it, what the client raises, of a dozen types, is a ValueError of one line that names the fix."""
     try:
         yield

@@ -11,10 +11,8 @@ from fourstage.parent import HUB_ID, Parent, is_hub_id
 _KINDS = ("hub", "demo", "generated", "local")
 
 
-def summary(parent: Parent | None) -> dict | None:
+def summary(parent: Parent) -> dict:
     """A model in short, for the run.json of the models made from it; it names no path of this machine."""
-    if parent is None:
-        return None
     record, evaluation, hub = parent.record or {}, evaluation_of(Path(parent.name)), None
     if parent.on_hub:
         evaluation = {}

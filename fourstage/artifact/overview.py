@@ -1,8 +1,11 @@
 """What a run is about to do, with every setting resolved: one block on the screen before the first step."""
 
+from typing import Any, cast
+
 import torch
-from accelerate.utils import is_peft_model
-from transformers import Trainer, TrainerState
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState
 
 from fourstage.artifact.run import Run
 from fourstage.models.facts import context_of
@@ -15,11 +18,12 @@ def overview(run: Run, trainer: Trainer, state: TrainerState) -> str:
 
     A setting that nobody gave has a `*`: `fourstage.resolve` chose it.
     """
+    tokenizer = cast(PreTrainedTokenizerBase, trainer.processing_class)
     lines = {
         "model": _model(run, trainer),
         "starts from": run.parent.describe() if run.parent else f"random weights, seed {run.record['seed']}",
         "adapter": _adapter(trainer),
-        "vocabulary": f"{len(trainer.processing_class):,} tokens{_mark(run, 'vocab_size')}",
+        "vocabulary": f"{len(tokenizer):,} tokens{_mark(run, 'vocab_size')}",
         "context": _context(run, trainer),
         "data": _data(run, trainer),
         "batch": _batch(run, trainer),
@@ -35,28 +39,37 @@ def overview(run: Run, trainer: Trainer, state: TrainerState) -> str:
     return "\n".join([f"{run.record['stage']}: {run.folder}", *body, *marked])
 
 
+def _settings(trainer: Trainer) -> Any:
+    """Its arguments, untyped: the classes of the five stages have different fields."""
+    return trainer.args
+
+
+def _model_of(trainer: Trainer) -> PreTrainedModel | PeftModel:
+    return trainer.accelerator.unwrap_model(trainer.model)
+
+
 def _mark(run: Run, name: str) -> str:
     return " *" if name in run.record["resolved"] else ""
 
 
 def _model(run: Run, trainer: Trainer) -> str:
-    model, given = trainer.accelerator.unwrap_model(trainer.model), run.record["arguments"]["model"]
-    if is_peft_model(model):
+    model, given = _model_of(trainer), run.record["arguments"]["model"]
+    if isinstance(model, PeftModel):
         trained, everything = model.get_nb_trainable_parameters()
-        return describe(model.get_base_model(), parameters=everything - trained)
+        return describe(cast(PreTrainedModel, model.get_base_model()), parameters=everything - trained)
     return describe(model, wanted=None if run.parent else parse_count(given["num_parameters"]))
 
 
 def _adapter(trainer: Trainer) -> str:
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if not is_peft_model(model):
+    model = _model_of(trainer)
+    if not isinstance(model, PeftModel):
         return ""
-    config, (trained, _) = model.peft_config["default"], model.get_nb_trainable_parameters()
+    config, (trained, _) = cast(LoraConfig, model.peft_config["default"]), model.get_nb_trainable_parameters()
     return f"LoRA, rank {config.r}, alpha {config.lora_alpha}: {trained:,} parameters are trained"
 
 
 def _context(run: Run, trainer: Trainer) -> str:
-    args, limit = trainer.args, context_of(trainer.accelerator.unwrap_model(trainer.model))
+    args, limit = _settings(trainer), context_of(cast(PreTrainedModel, _model_of(trainer)))
     model = f"{limit:,} tokens" if limit else "no limit"
     if getattr(args, "max_completion_length", None):
         return f"{model}; completions of at most {args.max_completion_length:,}"
@@ -65,23 +78,23 @@ def _context(run: Run, trainer: Trainer) -> str:
 
 def _data(run: Run, trainer: Trainer) -> str:
     names = ", ".join(part["name"] for part in run.record["datasets"])
-    packed = getattr(trainer.args, "packing", False) and _rows(trainer)
-    how = f"; packed ({trainer.args.packing_strategy}) into {_rows(trainer):,} rows" if packed else ""
-    return f"{names}: {run.data}{how}"
+    rows, args = _rows(trainer), _settings(trainer)
+    packed = getattr(args, "packing", False) and rows
+    return f"{names}: {run.data}" + (f"; packed ({args.packing_strategy}) into {rows:,} rows" if packed else "")
 
 
 def _rows(trainer: Trainer) -> int | None:
     """Rows of the training data as the trainer reads them; None for a stream."""
-    return len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else None
+    return len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else None
 
 
 def _rows_a_step(run: Run, trainer: Trainer) -> int:
-    args = trainer.args
+    args = _settings(trainer)
     return args.per_device_train_batch_size * args.gradient_accumulation_steps * run.record["processes"]
 
 
 def _batch(run: Run, trainer: Trainer) -> str:
-    args, processes = trainer.args, run.record["processes"]
+    args, processes = _settings(trainer), run.record["processes"]
     unit = "completions" if hasattr(args, "num_generations") else "rows"
     text = f"{args.per_device_train_batch_size} {unit} x {args.gradient_accumulation_steps} accumulated x {processes} "
     text += f"process{'es' if processes > 1 else ''} = {_rows_a_step(run, trainer):,} {unit} a step"
@@ -93,7 +106,7 @@ def _batch(run: Run, trainer: Trainer) -> str:
 
 
 def _steps(run: Run, trainer: Trainer, state: TrainerState) -> str:
-    rows, args = _rows(trainer), trainer.args
+    rows, args = _rows(trainer), _settings(trainer)
     text = f"{state.max_steps:,}"
     if rows and not hasattr(args, "num_generations"):
         text += f", {state.max_steps * _rows_a_step(run, trainer) / rows:.3g} passes over the data"
@@ -103,7 +116,7 @@ def _steps(run: Run, trainer: Trainer, state: TrainerState) -> str:
 
 
 def _rates(run: Run, trainer: Trainer) -> str:
-    args = trainer.args
+    args = _settings(trainer)
     warm_up = f", warm-up {args.warmup_steps:g}" if args.warmup_steps else ""
     text = f"{args.learning_rate:.3g}{_mark(run, 'learning_rate')}, {_name(args.lr_scheduler_type)}{warm_up}"
     if getattr(args, "use_muon", False):
@@ -123,7 +136,7 @@ def _name(setting: object) -> str:
 
 
 def _precision(trainer: Trainer) -> str:
-    model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
+    model, args = _model_of(trainer), _settings(trainer)
     weights = f"{str(model.dtype).removeprefix('torch.')} weights"
     bits = next((bits for bits in (4, 8) if getattr(model, f"is_loaded_in_{bits}bit", False)), None)
     parts = [f"{bits} bits, {weights} otherwise" if bits else weights]

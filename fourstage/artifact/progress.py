@@ -81,7 +81,7 @@ class WriteCompletions(TrainerCallback):
             self.file.write_text("".join(kept), encoding="utf-8")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or not {"reward", "eval_reward"} & (logs or {}).keys():
+        if not state.is_world_process_zero or not logs or not {"reward", "eval_reward"} & logs.keys():
             return
         held_out = any(key.startswith("eval_") for key in logs)
         prompts, answers, rewards = (list(self.samples[key]) for key in ("prompt", "completion", "rewards"))

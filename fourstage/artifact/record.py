@@ -16,6 +16,7 @@ from accelerate import PartialState
 from huggingface_hub import get_token
 from transformers import TrainingArguments
 
+from fourstage import __version__
 from fourstage.arguments import DataArguments, ModelArguments
 from fourstage.artifact.lineage import lineage, named_data, summary
 from fourstage.parent import Parent, find_parent
@@ -53,11 +54,11 @@ def new_record(
         "seed": training_args.seed,
         "git_sha": git_sha(),
         "processes": PartialState().num_processes,
-        "versions": {"fourstage": version("fourstage"), **{name: version(name) for name in _LIBRARIES}},
+        "versions": {"fourstage": __version__, **{name: version(name) for name in _LIBRARIES}},
         "parent": parent.identity() if parent else None,
         "reward_model": scorer.identity() if scorer else None,
         "lineage": lineage(parent),
-        "rewarded_by": summary(scorer),
+        "rewarded_by": summary(scorer) if scorer else None,
         "datasets": named_data(data_args),
         "data": None,
         "arguments": json.loads(redact(json.dumps(arguments, default=str))),
@@ -74,8 +75,8 @@ def identity(record: dict) -> dict:
 def differences(old: dict, new: dict) -> list[str]:
     """How two run.json differ in their `identity`, a line for each setting; empty for the same run.
 
-    A setting that the new run's defaults filled in is no difference where the old run left it open: run.json of
-    versions before 0.2 held None or "auto" there, and the rule that fills it is the same.
+    A setting that the new run's defaults filled in does not count where the old run.json has None or "auto": it was
+    written before such settings were resolved, and the rule that fills them is the same.
     """
     before, now, filled = identity(old), identity(new), set(new.get("resolved", ()))
     return [

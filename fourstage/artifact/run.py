@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import PartialState
@@ -122,14 +123,16 @@ def start_run(
         SystemExit: with code 0, if this very run is finished.
     """
     check_adapters(model_args)
-    folder, process = Path(training_args.output_dir), PartialState()
+    folder, process = Path(training_args.output_dir or stage), PartialState()
     record = new_record(stage, data_args, training_args, model_args, parent, resolved)
     record["tokenizer_repairs"] = list(repairs)
     settings, hub = take_settings(training_args), None  # after the record, which keeps them
-    answer = [None]
+    answer: list[tuple] = [()]
     if process.is_main_process:
         hub, answer = _open(folder, record, training_args.resume_from_checkpoint, settings)
-    kind, value = broadcast_object_list(answer)[0] if process.num_processes > 1 else answer[0]
+    if process.num_processes > 1:
+        answer = broadcast_object_list(answer)
+    kind, value = answer[0]
     if kind == "error":
         raise ValueError(value)
     if kind == "finished":
@@ -137,9 +140,9 @@ def start_run(
         raise SystemExit(0)
     run = Run(folder, record, value, process.is_main_process, parent, "", hub, settings)
     _begin(run, training_args)
-    if is_gguf(model_args.model_name_or_path or ""):
+    if parent and is_gguf(parent.name):
         with process.main_process_first():
-            model_args.model_name_or_path = str(dequantised(model_args.model_name_or_path, folder / "base"))
+            model_args.model_name_or_path = str(dequantised(parent.name, folder / "base"))
     return run
 
 
@@ -189,7 +192,7 @@ def finish_run(run: Run, trainer: Trainer, model: PreTrainedModel, samples: list
         return
     model.save_pretrained(run.folder, state_dict=state_dict)
     _drop_pickled_arguments(run.folder)
-    _save_tokenizer(trainer.processing_class, run)
+    _save_tokenizer(cast(PreTrainedTokenizerBase, trainer.processing_class), run)
     trainer.state.save_to_json(str(run.folder / "trainer_state.json"))
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     (run.folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -203,7 +206,7 @@ def finish_run(run: Run, trainer: Trainer, model: PreTrainedModel, samples: list
     )
     (run.folder / "README.md").write_text(model_card(run.record, samples), encoding="utf-8")
     run.write()
-    if run.hub:
+    if run.hub and run.hub_settings:
         try:
             push_run(run.folder, run.record, run.hub)
         except ValueError as error:  # all is on disk: the Hub can have it later

@@ -30,7 +30,9 @@ def without_paths(value: Any) -> Any:
         return [without_paths(part) for part in value]
     if not isinstance(value, str):
         return value
-    flag, path = re.fullmatch(r"(--[\w-]+=)?(.*)", value, re.S).groups(default="")
+    option = re.match(r"--[\w-]+=", value)
+    flag = option[0] if option else ""
+    path = value.removeprefix(flag)
     if path.startswith(("/", "~/")) and "\n" not in path:
         return flag + Path(path).name
     return _PATH.sub(lambda found: Path(found[0]).name, value)

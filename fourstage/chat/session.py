@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from jinja2 import TemplateError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -20,8 +20,9 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
+from fourstage.models.encoding import conversation_ids
 from fourstage.models.facts import context_of, stop_ids
-from fourstage.models.opening import load_gguf_tokenizer, opening
+from fourstage.models.opening import open_tokenizer, opening
 from fourstage.parent import check_parent, find_parent, is_gguf
 
 # C0 and C1 but tab and line feed, marks that turn the direction of text, line separators, lone surrogates.
@@ -134,14 +135,12 @@ def open_speaker(
     logging.set_verbosity_error()
     parent, hub = find_parent(name, revision), {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     if is_gguf(name):
-        tokenizer = load_gguf_tokenizer(name)
         source, options = str(Path(name).parent), {"gguf_file": Path(name).name}
     elif is_reward_model(name, **hub):
         raise ValueError(f"{name} is a reward model: it scores answers and writes none; give it to `fourstage compare`")
     else:
-        with opening(name):
-            tokenizer = AutoTokenizer.from_pretrained(name, **hub)
         source, options = name, {"use_safetensors": True, **hub}
+    tokenizer = open_tokenizer(name, **hub)
     with opening(name):
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
     model = model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
@@ -168,7 +167,7 @@ def _plain_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 def chat_ids(speaker: Speaker, turns: list[dict]) -> list[int]:
     """Token ids of the turns in the chat template, up to where the answer begins; ValueError if it refuses them."""
     try:
-        return speaker.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+        return conversation_ids(speaker.tokenizer, turns, add_generation_prompt=True)
     except TemplateError as error:
         raise ValueError(f"the chat template of {speaker.name} refuses this conversation: {error}") from None
 
@@ -220,7 +219,8 @@ class Stream(BaseStreamer):
             self.write(new)
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return cast(str, text)  # one list of ids gives one text
 
 
 def _ignore(text: str) -> None:
@@ -236,8 +236,9 @@ def speak(speaker: Speaker, ids: list[int], sampling: Sampling, write: Callable[
     stream = Stream(speaker, write)
     inputs = torch.tensor([ids], device=speaker.model.device)
     options = {"attention_mask": torch.ones_like(inputs), "streamer": stream}
+    generate = cast(Any, speaker.model).generate  # a mixin's, which nn.Module's types hide
     try:
-        speaker.model.generate(inputs, generation_config=sampling.config(speaker.context - len(ids)), **options)
+        generate(inputs, generation_config=sampling.config(speaker.context - len(ids)), **options)
     except KeyboardInterrupt:
         stream.interrupted = True
         stream.end()

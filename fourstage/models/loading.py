@@ -1,6 +1,7 @@
 """The model of a stage from a checkpoint, with its configuration and tokenizer: a language model or a reward model."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -9,7 +10,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,16 +19,21 @@ from trl import get_quantization_config
 
 from fourstage.arguments import ModelArguments
 from fourstage.models.adapters import keep_layout, score_heads
-from fourstage.models.opening import load_gguf_tokenizer, loading_options, opening
+from fourstage.models.opening import loading_options, open_tokenizer, opening
 from fourstage.models.tokenizer import repair_pad_token
 from fourstage.parent import check_parent, is_gguf
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 
 
+def _name_of(model_args: ModelArguments) -> str:
+    assert model_args.model_name_or_path, "only a run with a parent loads one"
+    return model_args.model_name_or_path
+
+
 def load_config(model_args: ModelArguments) -> PreTrainedConfig:
     """The configuration of `model_name_or_path`; raises ValueError of one line for whatever is wrong with its files."""
-    name = model_args.model_name_or_path
+    name = _name_of(model_args)
     with opening(name):
         if is_gguf(name):
             return AutoConfig.from_pretrained(str(Path(name).parent), gguf_file=Path(name).name)
@@ -42,7 +47,7 @@ def parameters_of(config: PreTrainedConfig, model_args: ModelArguments, tokens: 
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=model_args.trust_remote_code)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = cast(nn.Embedding, model.get_input_embeddings()), model.get_output_embeddings()
     missing = max(0, tokens - embedding.num_embeddings)
     tables = 1 if head is None or head.weight is embedding.weight else 2
     return model.num_parameters() + missing * embedding.embedding_dim * tables
@@ -54,10 +59,9 @@ def load_causal_lm(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBas
     Raises:
         ValueError: of one line, for whatever is wrong with its files (`opening`).
     """
-    with opening(model_args.model_name_or_path):
-        model = AutoModelForCausalLM.from_pretrained(
-            model_args.model_name_or_path, **loading_options(model_args), **_weight_options(model_args)
-        )
+    name = _name_of(model_args)
+    with opening(name):
+        model = AutoModelForCausalLM.from_pretrained(name, **loading_options(model_args), **_weight_options(model_args))
     if model.generation_config.eos_token_id is None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.config.get_text_config().pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -74,7 +78,7 @@ def load_reward_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizer
         ValueError: for a type without a classifier, a classifier with another number of labels, and a tokenizer with
             more tokens than the model has.
     """
-    name, config = model_args.model_name_or_path, _scoring_config(model_args)
+    name, config = _name_of(model_args), _scoring_config(model_args)
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # else a report says that a language model has no score head
@@ -95,7 +99,7 @@ def load_reward_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizer
 
 def _scoring_config(model_args: ModelArguments) -> PreTrainedConfig:
     """The configuration of a model that is to give one score; ValueError if it cannot."""
-    name, config = model_args.model_name_or_path, load_config(model_args)
+    name, config = _name_of(model_args), load_config(model_args)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise ValueError(
             f"model type {config.model_type} of {name} has no sequence classifier in transformers, so it cannot score; "
@@ -136,7 +140,7 @@ def dtype_of(model_args: ModelArguments) -> torch.dtype | str:
 def _fit(model: PreTrainedModel, model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> None:
     """Adds rows for tokens that the model's own tokenizer has gained, such as a new pad; another tokenizer must fit."""
     keep_layout(model)
-    rows = model.get_input_embeddings().num_embeddings
+    rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows and not model_args.tokenizer_name:
         model.resize_token_embeddings(len(tokenizer))
     elif len(tokenizer) > rows:
@@ -153,14 +157,10 @@ def load_tokenizer(model_args: ModelArguments, chats: bool = False) -> tuple[Pre
     Raises:
         ValueError: naming what is missing: the folder (and the command that makes it), a token or the template.
     """
-    name = model_args.tokenizer_name or model_args.model_name_or_path
+    name = model_args.tokenizer_name or _name_of(model_args)
     if model_args.tokenizer_name:
         check_parent(name)
-    if is_gguf(name):
-        tokenizer = load_gguf_tokenizer(name)
-    else:
-        with opening(name):
-            tokenizer = AutoTokenizer.from_pretrained(name, **loading_options(model_args))
+    tokenizer = open_tokenizer(name, **loading_options(model_args))
     if tokenizer.eos_token is None:
         raise ValueError(f"the tokenizer of {name} has no eos_token, so that nothing could end; choose another")
     if chats and tokenizer.chat_template is None:

@@ -4,11 +4,11 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import (
@@ -19,15 +19,17 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from fourstage.arguments import ModelArguments
+from fourstage.errors import one_line
 from fourstage.parent import is_gguf
 
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
 
 @contextmanager
-def opening(name: str) -> Iterator[None]:
+def opening(name: str) -> Generator[None]:
     """Within it, what goes wrong with a model's or tokenizer's files is a ValueError of one line that names the fix.
 
     Of the dozen types that transformers and huggingface_hub raise the cause is told by the type where there is one,
@@ -40,7 +42,7 @@ def opening(name: str) -> Iterator[None]:
 
 
 def _reason(name: str, error: BaseException) -> str:
-    kinds, text = tuple(type(e) for e in _causes(error)), " ".join(str(error).split())
+    kinds, text = tuple(type(cause) for cause in _causes(error)), one_line(error, longest=2_000)
 
     def caused_by(*wanted: type) -> bool:
         return any(issubclass(kind, wanted) for kind in kinds)
@@ -88,15 +90,29 @@ def _has_pickles_only(name: str) -> bool:
     return any((folder / file).is_file() for file in _PICKLES) and not list(folder.glob("*.safetensors"))
 
 
-def loading_options(model_args: Any) -> dict[str, Any]:
+def loading_options(model_args: ModelArguments) -> dict[str, Any]:
     """What every `from_pretrained` gets: the revision, and remote code only if it was asked for."""
     return {"revision": model_args.model_revision, "trust_remote_code": model_args.trust_remote_code}
 
 
-def load_gguf_tokenizer(path: str):
-    """The tokenizer and chat template that a GGUF file holds."""
-    with _gguf(path) as (folder, file):
-        return AutoTokenizer.from_pretrained(folder, gguf_file=file)
+def open_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hub id, a folder or a GGUF file, with its chat template.
+
+    Args:
+        options: for `from_pretrained`, such as `loading_options` gives; a GGUF file has no use for them.
+    Raises:
+        ValueError: of one line, as `opening` says.
+    """
+    if is_gguf(name):
+        with _gguf(name) as (folder, file):
+            return _tokenizer(folder, gguf_file=file)
+    with opening(name):
+        return _tokenizer(name, **options)
+
+
+def _tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
+    # AutoTokenizer is typed as if it could give None; it raises instead.
+    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name, **options))
 
 
 def dequantised(path: str, folder: Path) -> Path:
@@ -110,7 +126,7 @@ def dequantised(path: str, folder: Path) -> Path:
     print(f"{path}: dequantised to {folder}, float32", flush=True)
     with _gguf(path) as (parent, file):
         model = AutoModelForCausalLM.from_pretrained(parent, gguf_file=file, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=file)
+        tokenizer = _tokenizer(parent, gguf_file=file)
     del model.config.quantization_config  # says that the weights are GGUF's, and saving would be refused
     plain = type(model)(model.config)
     plain.load_state_dict(model.state_dict(), assign=True)
@@ -124,7 +140,7 @@ def dequantised(path: str, folder: Path) -> Path:
 
 
 @contextmanager
-def _gguf(path: str) -> Iterator[tuple[str, str]]:
+def _gguf(path: str) -> Generator[tuple[str, str]]:
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"{path}: no such GGUF file; fetch it with `hf download OWNER/NAME {file.name} --local-dir .`")
