@@ -1,4 +1,4 @@
-"""What the demo chain has to reach, each with its figure: `pipeline.py --check` fails where one does not hold."""
+"""The checks that the demo chain has to pass, each with its figure: `pipeline.py --check` fails if one does not."""
 
 from fourstage.data.embedded import styles
 from fourstage.demo import measure
@@ -16,12 +16,12 @@ def lower_bound(metric: dict) -> float:
 
 
 def checks(rows: list[dict], reward_model: dict | None) -> list[dict]:
-    """Every check that the measured stages allow: name, figure, lower (the bound that was judged), want, passed."""
+    """All checks of the stages that were measured: name, figure, lower (the bound that is judged), want, passed."""
     by_stage = {row["stage"]: row for row in rows}
-    done = [*_base_checks(by_stage), *_instruction_checks(by_stage)]
+    results = [*_base_checks(by_stage), *_instruction_checks(by_stage)]
     if reward_model is not None:
-        done += _reward_checks(reward_model["metrics"])
-    return done + [*_preference_checks(by_stage), *_reasoning_checks(by_stage), *_cost_checks(by_stage)]
+        results += _reward_checks(reward_model["metrics"])
+    return results + [*_preference_checks(by_stage), *_reasoning_checks(by_stage), *_cost_checks(by_stage)]
 
 
 def _at_least(name: str, metric: dict, least: float) -> dict:
@@ -35,20 +35,20 @@ def _figure(name: str, figure: float, passed: bool, want: str) -> dict:
 
 
 def _base_checks(by_stage: dict) -> list[dict]:
-    start, base, guess = (by_stage.get(stage) for stage in ("random", "pretrain", "chance"))
-    done = []
-    if start and guess:
-        above = max(start["metrics"][k]["mean"] - guess["metrics"][k]["mean"] for k in measure.KINDS)
+    start, base, guesses = (by_stage.get(stage) for stage in ("random", "pretrain", "chance"))
+    results = []
+    if start and guesses:
+        above = max(start["metrics"][k]["mean"] - guesses["metrics"][k]["mean"] for k in measure.KINDS)
         name = "random weights answer at chance: the kind most above it"
-        done.append(_figure(name, above, above <= 0.01, "at most 0.01"))
+        results.append(_figure(name, above, above <= 0.01, "at most 0.01"))
     if start and base:
         ratio = base["metrics"]["bits_per_byte"]["mean"] / start["metrics"]["bits_per_byte"]["mean"]
         name = "pre-training: bits per byte as a share of random weights'"
-        done.append(_figure(name, ratio, ratio < 0.4, "below 0.4"))
+        results.append(_figure(name, ratio, ratio < 0.4, "below 0.4"))
         continued = base["metrics"]["continues"]["mean"]
         name = "pre-training: 'What is ...?' is continued, not answered"
-        done.append(_figure(name, continued, continued >= 0.9, "at least 0.9"))
-    return done
+        results.append(_figure(name, continued, continued >= 0.9, "at least 0.9"))
+    return results
 
 
 def _instruction_checks(by_stage: dict) -> list[dict]:
@@ -71,10 +71,14 @@ def _reward_checks(metrics: dict) -> list[dict]:
 
 def _preference_checks(by_stage: dict) -> list[dict]:
     attacks = share_of_attacks_preferred()
-    done = [_figure("attacks on the gold rule, such as the ending alone, that it prefers", attacks, attacks == 0, "0")]
+    results = [
+        _figure("attacks on the gold rule, such as the ending alone, that it prefers", attacks, attacks == 0, "0")
+    ]
     if "preferred" in by_stage.get("ppo", {}).get("gains", {}).get("parent", {}):
-        done.append(_at_least("PPO: gain in preferred answers", by_stage["ppo"]["gains"]["parent"]["preferred"], 0.3))
-    return done
+        results.append(
+            _at_least("PPO: gain in preferred answers", by_stage["ppo"]["gains"]["parent"]["preferred"], 0.3)
+        )
+    return results
 
 
 def _reasoning_checks(by_stage: dict) -> list[dict]:
@@ -89,19 +93,19 @@ def _reasoning_checks(by_stage: dict) -> list[dict]:
 
 
 def _cost_checks(by_stage: dict) -> list[dict]:
-    done = []
+    results = []
     for stage in ("ppo", "grpo"):
         gains = by_stage.get(stage, {}).get("gains", {}).get("parent", {})
         if gains:
             kind = min((k for k in measure.KINDS if k in gains), key=lambda k: gains[k]["mean"])
             loss = gains[kind]["mean"]
             name = f"{stage.upper()}: the kind that it costs most ({kind})"
-            done.append(_figure(name, loss, loss >= -0.03, "at least -0.03"))
-    return done
+            results.append(_figure(name, loss, loss >= -0.03, "at least -0.03"))
+    return results
 
 
 def share_of_attacks_preferred() -> float:
-    """Share of answers made to game the gold rule, without the right content, that it takes for preferred: 0."""
+    """The share of answers made to game the gold rule that it takes for preferred; it has to be 0."""
     reference = "Ada found the ball."
     attacks = [
         *styles.POLITE,

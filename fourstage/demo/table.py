@@ -1,4 +1,4 @@
-"""The stage table of a chain: measures every finished stage of its run folders, combines seeds, writes Markdown."""
+"""The stage table of a chain: measures every finished stage in its run folders, combines seeds, writes Markdown."""
 
 import math
 import os
@@ -8,15 +8,22 @@ import resource
 import time
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 from transformers.utils import logging
 
-from fourstage.artifact.run import git_sha
+from fourstage.arguments import ModelArguments, restored
+from fourstage.artifact.record import git_sha
 from fourstage.demo import measure
 from fourstage.evaluation.metrics import standard_error
+from fourstage.models.opening import open_tokenizer
 from fourstage.models.random_init import random_causal_lm
 from fourstage.parent import read_record
 
@@ -32,7 +39,7 @@ TITLES = {
 }
 PARENTS = {"pretrain": "random", "sft": "pretrain", "reward": "sft", "ppo": "sft", "grpo": "ppo", "control": "ppo"}
 TUNED = ("random", "pretrain", "sft", "ppo", "grpo", "control")  # the rows of the table
-# key: (title, whether it is a share, better, what it is)
+# key: (title, whether it is a share, which is better, what it is)
 COLUMNS = {
     "bits_per_byte": ("bits per byte", False, "lower", "Cost of held-out texts; lower is better."),
     "seen_trigrams": (
@@ -71,61 +78,71 @@ COLUMNS = {
 
 
 def measure_chain(folder: Path, seed: int, number: int) -> tuple[list[dict], dict | None]:
-    """(rows of the table, the reward model's) of the finished stages of one chain, `number` items a kind."""
+    """(rows of the table, the reward model's row) for the finished stages of one chain.
+
+    Args:
+        folder: of the chain, with a folder for each stage.
+        seed: of the sampled answers.
+        number: of items of each kind.
+    """
     logging.disable_progress_bar()  # of loading weights
-    items, scorer = measure.held_out(number), _reward_model(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "pretrain")
-    rows, models, outcomes = [], {}, {}
+    items, scorer = measure.items_to_measure(number), _reward_model(folder)
+    tokenizer = open_tokenizer(folder / "pretrain")
+    rows: list[dict] = []
+    models: dict[str, PreTrainedModel] = {}
+    outcomes: dict[str, dict] = {}
     for stage in TUNED:
         if stage != "random" and not _is_finished(folder / stage):
             continue
         started, parent = time.monotonic(), PARENTS.get(stage)
-        models[stage] = _random(folder, tokenizer) if stage == "random" else _model(folder / stage)
-        seen = measure.measure(models[stage], tokenizer, items, models.get(parent), scorer, seed)
-        outcomes[stage] = seen.outcomes
-        record = read_record(str(folder / stage)) or {}
-        row = _row(stage, seen, record, models[stage].num_parameters())
-        row["answers"] = (
-            measure.answers_to(models[stage], tokenizer, stage not in ("random", "pretrain")) + seen.answers
-        )
+        model = _random_model(folder, tokenizer) if stage == "random" else _model(folder / stage)
+        measures = measure.measure_model(model, tokenizer, items, models.get(parent), scorer, seed)
+        models[stage], outcomes[stage] = model, measures.outcomes
+        row = _row(stage, measures, read_record(folder / stage) or {}, model.num_parameters())
+        chats = stage not in ("random", "pretrain")
+        row["answers"] = measure.answers_to(model, tokenizer, chats) + measures.answers
         row["gains"] = {"parent": _gains(outcomes[stage], outcomes[parent])} if parent in outcomes else {}
         rows.append(row)
         print(f"  measured {TITLES[stage]}: {time.monotonic() - started:.0f} s", flush=True)
     if "grpo" in outcomes and "control" in outcomes:
         tuned = next(row for row in rows if row["stage"] == "grpo")
         tuned["gains"]["control"] = _gains(outcomes["grpo"], outcomes["control"])
-    seen = measure.chance(items)
-    seen.outcomes["bits_per_byte"] = _uniform_bits(tokenizer, items.texts)
-    rows.append(_row("chance", seen, {}, None))
+    guesses = measure.measure_guesses(items)
+    guesses.outcomes["bits_per_byte"] = _uniform_bits(tokenizer, items.texts)
+    rows.append(_row("chance", guesses, {}, None))
     return rows, _reward_row(folder, scorer, tokenizer, number)
 
 
 def _is_finished(folder: Path) -> bool:
-    record = read_record(str(folder))
+    record = read_record(folder)
     return record is not None and record["status"] == "finished"
 
 
-def _model(folder: Path):
+def _model(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder)
 
 
-def _random(folder: Path, tokenizer):
+def _random_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """The weights that pre-training began with: the same seed draws them again."""
-    record = read_record(str(folder / "pretrain"))
-    set_seed(record["seed"])
+    record = read_record(folder / "pretrain")
+    if record is None:
+        raise ValueError(f"{folder / 'pretrain'} has no run.json; pre-train there first")
     arguments = record["arguments"]
-    return random_causal_lm(SimpleNamespace(**arguments["model"]), tokenizer, arguments["training"]["max_length"])
+    set_seed(record["seed"])
+    model_args = restored(ModelArguments, arguments["model"])
+    return random_causal_lm(model_args, tokenizer, arguments["training"]["max_length"])
 
 
-def _reward_model(folder: Path):
+def _reward_model(folder: Path) -> PreTrainedModel | None:
     finished = _is_finished(folder / "reward")
     return AutoModelForSequenceClassification.from_pretrained(folder / "reward") if finished else None
 
 
-def _row(stage: str, seen: measure.Measures, record: dict, parameters: int | None) -> dict:
+def _row(stage: str, measures: measure.Measures, record: dict, parameters: int | None) -> dict:
     tokens = record.get("tokens")
-    # 6 operations a parameter and token trained on, 2 more where the token was generated first (arXiv 2001.08361, 2.1).
-    each = 8 if stage in ("ppo", "grpo", "control") else 6
+    # 6 operations for each parameter and token that is trained on, and 2 more where the token was generated first
+    # (arXiv 2001.08361, section 2.1).
+    operations = 8 if stage in ("ppo", "grpo", "control") else 6
     return {
         "stage": stage,
         "title": TITLES[stage],
@@ -133,36 +150,39 @@ def _row(stage: str, seen: measure.Measures, record: dict, parameters: int | Non
         "parameters": parameters,
         "tokens": tokens,
         "seconds": record.get("metrics", {}).get("train_runtime"),
-        "flops": each * parameters * tokens if tokens and parameters else None,
-        "metrics": {key: measure.summary(values) for key, values in seen.outcomes.items()},
-        "answers": seen.answers,
+        "flops": operations * parameters * tokens if tokens and parameters else None,
+        "metrics": {key: measure.summarise_items(values) for key, values in measures.outcomes.items()},
+        "answers": measures.answers,
     }
 
 
-def _gains(here: dict[str, list], there: dict[str, list]) -> dict:
-    """What changed between two models, item by item, where both were given the same items."""
-    keys = [key for key in COLUMNS if key in here and len(here[key]) == len(there.get(key, ()))]
-    return {key: measure.summary([a - b for a, b in zip(here[key], there[key], strict=True)]) for key in keys}
+def _gains(outcomes: dict[str, list], baseline: dict[str, list]) -> dict:
+    """The differences from a baseline, item by item, for the metrics in which both have the same items."""
+    keys = [key for key in COLUMNS if key in outcomes and len(outcomes[key]) == len(baseline.get(key, ()))]
+    pairs = {key: zip(outcomes[key], baseline[key], strict=True) for key in keys}
+    return {key: measure.summarise_items([a - b for a, b in pairs[key]]) for key in keys}
 
 
-def _uniform_bits(tokenizer, texts: list[str]) -> list[float]:
+def _uniform_bits(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[float]:
     """Bits per byte of a model to which every token is equally likely."""
     sizes = [len(text.encode()) for text in texts]
-    bits = [(len(tokenizer(text, verbose=False)["input_ids"])) * math.log2(len(tokenizer)) for text in texts]
+    bits = [len(tokenizer(text, verbose=False)["input_ids"]) * math.log2(len(tokenizer)) for text in texts]
     return [b / (sum(sizes) / len(sizes)) for b in bits]
 
 
-def _reward_row(folder: Path, scorer, tokenizer, number: int) -> dict | None:
+def _reward_row(
+    folder: Path, scorer: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, number: int
+) -> dict | None:
     if scorer is None:
         return None
-    seen = measure.measure_reward_model(scorer, tokenizer, max(number // 5, 1))
-    return _row("reward", seen, read_record(str(folder / "reward")), scorer.num_parameters())
+    measures = measure.measure_reward_model(scorer, tokenizer, max(number // 5, 1))
+    return _row("reward", measures, read_record(folder / "reward") or {}, scorer.num_parameters())
 
 
 def combine(chains: list[list[dict]]) -> list[dict]:
-    """The rows of several seeds as one table: means over seeds, with the standard error over seeds.
+    """The rows of several seeds as those of one table: means over seeds, with the standard error over seeds.
 
-    Answers are those of the first seed; tokens, seconds and operations are means.
+    Tokens, seconds and operations are means too; answers are those of the first seed.
     """
     if len(chains) == 1:
         return chains[0]
@@ -192,6 +212,7 @@ def _combine_metrics(parts: list[dict]) -> dict:
 
 
 def columns() -> list[dict]:
+    """COLUMNS as stages.json has them: key, title, percent, better and what each is."""
     return [
         {"key": key, "title": title, "percent": percent, "better": better, "what": what}
         for key, (title, percent, better, what) in COLUMNS.items()
@@ -199,9 +220,9 @@ def columns() -> list[dict]:
 
 
 def markdown(table: dict) -> str:
-    """The table for people: one line a stage, shares in percent, mean and standard error."""
-    heads = [column["title"] for column in table["columns"]]
-    lines = [f"| stage | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    """The table in Markdown: a line for each stage, shares in percent, mean and standard error."""
+    titles = [column["title"] for column in table["columns"]]
+    lines = [f"| stage | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for row in table["rows"]:
         cells = [_cell(row["metrics"].get(column["key"]), column["percent"]) for column in table["columns"]]
         lines.append(f"| {row['title']} | {' | '.join(cells)} |")
@@ -229,7 +250,7 @@ def _cell(metric: dict | None, percent: bool) -> str:
 
 
 def machine() -> dict:
-    """What the figures were measured on."""
+    """The machine, library versions, commit and date of the measurements."""
     cpu = re.search(r"model name\s*: (.*)", _read("/proc/cpuinfo"))
     return {
         "cpu": cpu[1] if cpu else platform.processor() or platform.machine(),
@@ -243,8 +264,8 @@ def machine() -> dict:
     }
 
 
-def _peak(whose: int) -> int:
-    return resource.getrusage(whose).ru_maxrss  # KiB on Linux
+def _peak(processes: int) -> int:
+    return resource.getrusage(processes).ru_maxrss  # KiB on Linux
 
 
 def _read(path: str) -> str:
