@@ -2,10 +2,11 @@
 
     fourstage report runs/demo
 
-It reads files only and imports no torch. The page has no script and loads nothing; everything that a model wrote is
-escaped.
+It reads files only and does not import torch. The page has no script and loads nothing. All text from the run folders,
+such as what a model wrote, is escaped.
 """
 
+import math
 import os
 from pathlib import Path
 
@@ -13,24 +14,25 @@ from jinja2 import Environment, FileSystemLoader
 
 from fourstage.report import formatting, prose
 from fourstage.report.figures import CHARTS, draw
-from fourstage.report.load import STAGES, Source, StageRun, cut, last_question, read_source, section
+from fourstage.report.load import Source, StageRun, cut, last_question, read_source, section
 
+TEMPLATES = Path(__file__).parent
 _LONGEST_SAMPLE = 600  # characters
 _MOST_PROMPTS = 40
 _QUESTION = "What is an LLM?"
-# The settings shown, with the names that the recipes have for them.
+# The settings shown, by their names in the recipes.
 _SETTINGS = ("dataset_name", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "max_length")
 _SETTINGS += ("max_completion_length", "num_generations", "temperature", "beta", "num_iterations", "epsilon")
 _SETTINGS += ("epsilon_high", "gamma", "lam", "reward_funcs", "control")
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Writes the report on `folder` (a pipeline's, or one stage's) to `output`, by default report.html in it.
+    """Writes the report on `folder` (a pipeline's, or one stage's) to `output`, by default report.html in `folder`.
 
     Returns:
-        The path of the page. A former one is replaced in one step.
+        The path of the page. An older page is replaced in one step.
     Raises:
-        ValueError: if the folder has nothing of fourstage, stages.json is broken, or `output` is a folder.
+        ValueError: if the folder contains no run, stages.json is broken, or `output` is a folder.
     """
     output = Path(output) if output else Path(folder) / "report.html"
     if output.is_dir():
@@ -43,16 +45,20 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     return output
 
 
+def template_environment() -> Environment:
+    """Jinja for the templates of this folder. It escapes every value that is put into them."""
+    return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+
 def _page(source: Source) -> str:
-    here = Path(__file__).parent
-    environment = Environment(loader=FileSystemLoader(here), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = template_environment()
     environment.filters.update(
-        value=formatting.value, measured=formatting.measured, count=formatting.count, duration=formatting.duration,
-        operations=formatting.operations, sample=_sample, share=_share,
+        value=formatting.value, measured=formatting.with_error, count=formatting.count, duration=formatting.duration,
+        operations=formatting.operations, sample=_shortened, share=_share,
     )  # fmt: skip
     table = source.table or {"rows": [], "columns": []}
     rows = {row["stage"]: row for row in reversed(table["rows"])}
-    compared = _compared(source, table["rows"])
+    prompts = _compared(source, table["rows"])
     return environment.get_template("page.html.jinja").render(
         source=source,
         table=table,
@@ -60,34 +66,38 @@ def _page(source: Source) -> str:
         parameters=max((formatting.finite(row.get("parameters")) or 0 for row in table["rows"]), default=None),
         seeds=max((len(runs) for runs in source.runs.values()), default=0),
         question=_QUESTION,
-        first_answers=next((p["answers"] for p in compared if p["prompt"].strip() == _QUESTION), []),
-        stages=[_stage(stage, source, rows, table["columns"]) for stage in prose.STAGES if _is_told(stage, source)],
-        compared=compared[:_MOST_PROMPTS],
-        left_out=max(0, len(compared) - _MOST_PROMPTS),
+        first_answers=next((p["answers"] for p in prompts if p["prompt"].strip() == _QUESTION), []),
+        chapters=[
+            _contents(chapter, source, rows, table["columns"])
+            for chapter in prose.CHAPTERS
+            if _is_shown(chapter, source)
+        ],
+        prompts=prompts[:_MOST_PROMPTS],
+        left_out=max(0, len(prompts) - _MOST_PROMPTS),
         kinds=_kinds(table.get("reward_model")),
         limits=prose.limits(table) if source.table else [],
         lineage=[(run, settings(run), _origins(run)) for runs in source.runs.values() for run in runs],
     )
 
 
-def _is_told(stage: prose.Stage, source: Source) -> bool:
-    """A page on one run tells of its stage alone."""
+def _is_shown(chapter: prose.Chapter, source: Source) -> bool:
+    """Whether the page has this chapter: all of them for a pipeline, only that of its stage for a single run."""
     if not source.single:
         return True
-    told = "grpo" if source.runs["control"] else next(name for name in STAGES if source.runs[name])
-    return stage.key == told
+    stage = next(name for name, runs in source.runs.items() if runs)
+    return chapter.stage == ("grpo" if stage == "control" else stage)
 
 
-def _stage(stage: prose.Stage, source: Source, rows: dict[str, dict], columns: list[dict]) -> dict:
-    """What the page shows of one stage. Notes of the control stand with GRPO, which it belongs to."""
-    keys = ("grpo", "control") if stage.key == "grpo" else (stage.key,)
-    runs = [run for key in keys for run in source.runs.get(key, [])]
-    charts = [draw(chart, source.runs) for chart in CHARTS.get(stage.key, ())]
-    own = source.runs.get(stage.key) or runs
+def _contents(chapter: prose.Chapter, source: Source, rows: dict[str, dict], columns: list[dict]) -> dict[str, object]:
+    """What the page shows in one chapter. The control of GRPO is part of the chapter on GRPO."""
+    stages = ("grpo", "control") if chapter.stage == "grpo" else (chapter.stage,)
+    runs = [run for stage in stages for run in source.runs.get(stage, [])]
+    charts = [draw(chart, source.runs) for chart in CHARTS.get(chapter.stage, ())]
+    own = source.runs.get(chapter.stage) or runs
     return {
-        "about": stage,
-        "was_run": bool(runs) or stage.key in rows,
-        "changes": prose.changes(stage, columns, rows),
+        "about": chapter,
+        "was_run": bool(runs) or chapter.stage in rows,
+        "changes": prose.changes(chapter, columns, rows),
         "charts": [chart for chart in charts if chart],
         "settings": settings(own[0]) if own else [],
         "notes": [(run, note) for run in runs for note in run.notes],
@@ -97,25 +107,28 @@ def _stage(stage: prose.Stage, source: Source, rows: dict[str, dict], columns: l
 
 
 def settings(run: StageRun) -> list[tuple[str, str]]:
-    """The settings of a run that a reader asks for, by the names that the recipes have for them."""
+    """The settings and the cost of a run as pairs of name and value. Settings have the names of the recipes' flags."""
     training = section(run.record, "arguments", "training")
-    found = [(name, _setting(run, name)) for name in _SETTINGS]
-    if training.get("max_steps", -1) == -1:
-        found = [pair for pair in found if pair[0] != "max_steps"]
-    else:
-        found = [pair for pair in found if pair[0] != "num_train_epochs"]
-    batch = [training.get("per_device_train_batch_size"), training.get("gradient_accumulation_steps")]
-    rows = [formatting.finite(number) for number in (*batch, run.record.get("processes", 1))]
-    if None not in rows:
-        found.insert(2, ("rows a step", f"{rows[0] * rows[1] * rows[2]:,.0f}"))
-    known = [(name, formatting.short(value)) for name, value in found if value not in (None, "", [])]
+    unused = "max_steps" if training.get("max_steps", -1) == -1 else "num_train_epochs"
+    values = [(name, _setting(run, name)) for name in _SETTINGS if name != unused]
+    values.insert(2, ("rows per step", _rows_per_step(run)))
+    pairs = [(name, formatting.short(value)) for name, value in values if value not in (None, "", [])]
     metrics = section(run.record, "metrics")
-    measured = [
+    cost = [
         ("parameters", formatting.count(run.record.get("parameters"))),
         ("tokens", formatting.count(run.record.get("tokens"))),
         ("training time", formatting.duration(metrics.get("train_runtime"))),
     ]
-    return known + [pair for pair in measured if pair[1] != formatting.DASH]
+    return pairs + [pair for pair in cost if pair[1] != formatting.DASH]
+
+
+def _rows_per_step(run: StageRun) -> str | None:
+    """Batch size x accumulation x processes, or None if one of them is unknown."""
+    training = section(run.record, "arguments", "training")
+    factors = [training.get("per_device_train_batch_size"), training.get("gradient_accumulation_steps")]
+    numbers = [formatting.finite(factor) for factor in (*factors, run.record.get("processes", 1))]
+    known = [number for number in numbers if number is not None]
+    return f"{math.prod(known):,.0f}" if len(known) == len(numbers) else None
 
 
 def _setting(run: StageRun, name: str) -> object:
@@ -127,53 +140,52 @@ def _setting(run: StageRun, name: str) -> object:
 
 
 def _origins(run: StageRun) -> list[tuple[str, str]]:
-    """Where a run comes from: parent, reward model, seed, code, data."""
+    """What a run was made from, as pairs of name and value: parent, reward model, seed, dates, code, data, versions."""
     record = run.record
-    found = []
+    pairs: list[tuple[str, str]] = []
     for name in ("parent", "reward_model"):
         origin = section(record, name)
         if origin:
-            digest = origin.get("sha256")
-            found.append(
-                (name.replace("_", " "), f"{origin.get('path')} ({str(digest)[:12] if digest else 'no hash'})")
-            )
-    found += [(key, str(record[key])) for key in ("seed", "started", "finished") if record.get(key) is not None]
-    found += [("code", str(record["git_sha"])[:12])] if record.get("git_sha") else []
-    found += [(f"data, {split}", str(print_)) for split, print_ in section(record, "data").items()]
+            digest = str(origin["sha256"])[:12] if origin.get("sha256") else "no hash"
+            pairs.append((name.replace("_", " "), f"{origin.get('path')} ({digest})"))
+    pairs += [(key, str(record[key])) for key in ("seed", "started", "finished") if record.get(key) is not None]
+    if record.get("git_sha"):
+        pairs.append(("code", str(record["git_sha"])[:12]))
+    pairs += [(f"data, {split}", str(digest)) for split, digest in section(record, "data").items()]
     versions = ", ".join(f"{library} {version}" for library, version in section(record, "versions").items())
-    return [*found, ("versions", versions)] if versions else found
+    return [*pairs, ("versions", versions)] if versions else pairs
 
 
 def _compared(source: Source, rows: list[dict]) -> list[dict]:
-    """Every prompt with the answers of all stages: from the stage table, without it from the runs' samples."""
+    """Every prompt with the answers of all stages: those of the stage table, or else the samples of the runs."""
     answers = [(row["stage"], row["title"], answer) for row in rows for answer in row.get("answers") or []]
     if not answers:
-        names = {stage.key: stage.name for stage in prose.STAGES} | {"control": "Control"}
+        names = {chapter.stage: chapter.name for chapter in prose.CHAPTERS} | {"control": "Control"}
         first = [runs[0] for stage, runs in source.runs.items() if runs and stage != "reward"]
         answers = [(run.stage, names[run.stage], sample) for run in first for sample in run.samples]
     prompts: dict[str, dict] = {}
     for stage, title, answer in answers:
-        asked = last_question(answer.get("prompt", ""))
-        prompt = prompts.setdefault(asked, {"prompt": asked, "kind": None, "reference": None, "answers": []})
+        text = last_question(answer.get("prompt", ""))
+        prompt = prompts.setdefault(text, {"prompt": text, "kind": None, "reference": None, "answers": []})
         prompt["kind"] = prompt["kind"] or answer.get("kind")
         prompt["reference"] = prompt["reference"] or answer.get("reference")
-        said = last_question(answer.get("completion", ""))
-        prompt["answers"].append({"stage": stage, "title": title, "text": said, "right": answer.get("right")})
+        completion = last_question(answer.get("completion", ""))
+        prompt["answers"].append({"stage": stage, "title": title, "text": completion, "right": answer.get("right")})
     return list(prompts.values())
 
 
 def _kinds(reward_model: dict | None) -> list[tuple[str, dict]]:
-    """The reward model's accuracies by kind of pair, that over all of them first."""
+    """The reward model's accuracy on each kind of pair, after its accuracy on all pairs."""
     kinds = section(reward_model or {}, "metrics")
     overall = [("all kinds", kinds["accuracy"])] if "accuracy" in kinds else []
     return overall + [(key.replace("_", " "), metric) for key, metric in kinds.items() if key != "accuracy"]
 
 
-def _sample(text: object) -> str:
+def _shortened(text: object) -> str:
     return cut(str(text).strip(), _LONGEST_SAMPLE)
 
 
 def _share(metric: object) -> str | None:
-    """The length of the bar behind a share, in percent of its cell."""
+    """The length of the bar behind a share: a percentage of the width of its cell."""
     mean = formatting.finite(metric.get("mean")) if isinstance(metric, dict) else None
     return None if mean is None else f"{100 * min(max(mean, 0), 1):.1f}%"

@@ -1,8 +1,9 @@
-"""The curves of a stage as SVG that is part of the page and takes its colours."""
+"""The curves of a stage as SVG that is part of the page and uses its colours."""
 
 import io
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -12,8 +13,11 @@ from matplotlib.ticker import MaxNLocator
 from fourstage.report.formatting import finite, value
 from fourstage.report.load import StageRun
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 _MOST_POINTS = 200
-# matplotlib needs real colours: each stands for a variable of the page's style sheet and is replaced by it.
+# matplotlib needs real colours. Each of these is replaced by the variable of the page's style sheet next to it.
 _COLOURS = {
     "#010203": "var(--ink-soft)",
     "#010204": "var(--line)",
@@ -25,7 +29,7 @@ _COLOURS = {
     "#01020a": "var(--control)",
 }
 _CODES = {variable[6:-1]: code for code, variable in _COLOURS.items()}
-_STYLE = {
+_STYLE: "dict[RcKeyType, Any]" = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fourstage",
     "font.family": "sans-serif",
@@ -46,8 +50,8 @@ _STYLE = {
 
 
 @dataclass(frozen=True)
-class Line:
-    """One quantity of a stage's log, `key`, and the name it has in the figure."""
+class Curve:
+    """One quantity of a stage's log, `key`, with its name in the legend."""
 
     stage: str
     key: str
@@ -60,30 +64,30 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines that share their axes; `unit` is what the vertical axis measures."""
+    """Curves on the same axes; `unit` is what the vertical axis measures."""
 
     title: str
     unit: str
-    lines: tuple[Line, ...]
+    curves: tuple[Curve, ...]
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A chart ready for the page. `svg` is markup of ours; `caption` says in words where the lines begin and end."""
+class DrawnChart:
+    """A chart for the page: `svg` is trusted markup, `caption` gives the first and last value of each curve."""
 
     title: str
     caption: str
     svg: str
 
 
-def _pair(stage: str, key: str, prefix: str = "") -> tuple[Line, Line]:
-    return Line(stage, key, f"{prefix}training"), Line(stage, f"eval_{key}", f"{prefix}held out")
+def _pair(stage: str, key: str, prefix: str = "") -> tuple[Curve, Curve]:
+    return Curve(stage, key, f"{prefix}training"), Curve(stage, f"eval_{key}", f"{prefix}held out")
 
 
 CHARTS = {
     "pretrain": (
         Chart("Loss", "nats a token", _pair("pretrain", "loss")),
-        Chart("Held-out text", "bits per byte", (Line("pretrain", "eval_bits_per_byte", "held out"),)),
+        Chart("Held-out text", "bits per byte", (Curve("pretrain", "eval_bits_per_byte", "held out"),)),
     ),
     "sft": (Chart("Loss of the answers' tokens", "nats a token", _pair("sft", "loss")),),
     "reward": (Chart("Pairs in which the chosen answer scores higher", "share", _pair("reward", "accuracy")),),
@@ -98,64 +102,64 @@ CHARTS = {
         Chart(
             "Entropy of the policy",
             "nats a token",
-            (Line("grpo", "entropy", "training"), Line("control", "entropy", "control, training")),
+            (Curve("grpo", "entropy", "training"), Curve("control", "entropy", "control, training")),
         ),
     ),
     "control": (),
 }
 
 
-def draw(chart: Chart, runs: dict[str, list[StageRun]]) -> Drawn | None:
-    """The chart over the steps of training, one thin line a seed; None if no run has logged any of it."""
-    drawn = [(line, [points(run.history, line.key) for run in runs.get(line.stage, [])]) for line in chart.lines]
-    drawn = [(line, [seed for seed in seeds if seed]) for line, seeds in drawn]
-    drawn = [(line, seeds) for line, seeds in drawn if seeds]
-    if not drawn:
+def draw(chart: Chart, runs: dict[str, list[StageRun]]) -> DrawnChart | None:
+    """The chart over the steps of training, one thin curve per seed; None if no run has logged any of its curves."""
+    logged = [(curve, [series(run.history, curve.key) for run in runs.get(curve.stage, [])]) for curve in chart.curves]
+    logged = [(curve, [seed for seed in seeds if seed]) for curve, seeds in logged]
+    logged = [(curve, seeds) for curve, seeds in logged if seeds]
+    if not logged:
         return None
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5, 2.9), layout="constrained")  # 360 units wide, the width of a phone
         axes = figure.subplots()
-        for line, seeds in drawn:
-            _add(axes, line, seeds)
-        _finish(axes, chart, len(drawn))
+        for curve, seeds in logged:
+            _add(axes, curve, seeds)
+        _finish(axes, chart, len(logged))
         out = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
-    most = max(len(seeds) for _, seeds in drawn)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=no_metadata)
+    most = max(len(seeds) for _, seeds in logged)
     mean = f" (means of {most} seeds)" if most > 1 else ""
-    caption = f"{chart.unit}: " + "; ".join(f"{line.label} {_first_to_last(seeds)}" for line, seeds in drawn) + mean
-    return Drawn(chart.title, caption, _adopt(out.getvalue(), chart, caption))
+    caption = f"{chart.unit}: " + "; ".join(f"{curve.label} {_first_to_last(seeds)}" for curve, seeds in logged) + mean
+    return DrawnChart(chart.title, caption, _embed(out.getvalue(), chart, caption))
 
 
-def points(history: list[dict], key: str) -> list[tuple[float, float]]:
-    """(step, value) of every log row that has a finite `key`, thinned to a few hundred; the last one stays."""
+def series(history: list[dict], key: str) -> list[tuple[float, float]]:
+    """(step, value) of every log row with a finite `key`, thinned to a few hundred. The last one is always kept."""
     pairs = [(finite(row.get("step")), finite(row.get(key))) for row in history]
-    found = [(step, number) for step, number in pairs if step is not None and number is not None]
-    thinned = found[:: max(1, len(found) // _MOST_POINTS)]
-    return thinned if not found or thinned[-1] == found[-1] else [*thinned, found[-1]]
+    points = [(step, number) for step, number in pairs if step is not None and number is not None]
+    thinned = points[:: max(1, len(points) // _MOST_POINTS)]
+    return thinned if not points or thinned[-1] == points[-1] else [*thinned, points[-1]]
 
 
-def _add(axes: Axes, line: Line, seeds: list[list[tuple[float, float]]]) -> None:
+def _add(axes: Axes, curve: Curve, seeds: list[list[tuple[float, float]]]) -> None:
     for i, seed in enumerate(seeds):
         axes.plot(
             *zip(*seed, strict=True),
-            color=_CODES[line.stage],
-            label=line.label if i == 0 else None,
-            linewidth=(2.0 if line.held_out else 1.3) / (1 if len(seeds) == 1 else 1.6),
-            alpha=1.0 if line.held_out else 0.55,
-            linestyle="--" if line.stage == "control" else "-",
-            marker="o" if line.held_out else None,
+            color=_CODES[curve.stage],
+            label=curve.label if i == 0 else None,
+            linewidth=(2.0 if curve.held_out else 1.3) / (1 if len(seeds) == 1 else 1.6),
+            alpha=1.0 if curve.held_out else 0.55,
+            linestyle="--" if curve.stage == "control" else "-",
+            marker="o" if curve.held_out else None,
             markersize=4 if len(seeds) == 1 else 3,
         )
 
 
-def _finish(axes: Axes, chart: Chart, lines: int) -> None:
+def _finish(axes: Axes, chart: Chart, curves: int) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel(chart.unit)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.tick_params(length=0)
-    if lines > 1:
+    if curves > 1:
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, borderaxespad=0.1, handlelength=1.6)
 
 
@@ -164,12 +168,12 @@ def _first_to_last(seeds: list[list[tuple[float, float]]]) -> str:
     return f"{value(first)} to {value(last)}"
 
 
-def _adopt(svg: str, chart: Chart, caption: str) -> str:
-    """matplotlib's file as a part of a page: no header, ids of its own, no style for others, the page's colours."""
-    name = re.sub(r"\W+", "-", f"{chart.lines[0].stage} {chart.title}".lower())
+def _embed(svg: str, chart: Chart, caption: str) -> str:
+    """matplotlib's file as part of a page: no header, unique ids, no style sheet, the page's colours and font."""
+    name = re.sub(r"\W+", "-", f"{chart.curves[0].stage} {chart.title}".lower())
     root = f'<svg viewBox="\\1" role="img" aria-label="{chart.title}, {caption}">'
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<svg [^>]*viewBox=\"([^\"]*)\"[^>]*>", root, svg, count=1)
     svg = re.sub(r'(?<= id=")|(?<=href="#)|(?<=url\(#)', f"{name}-", svg.replace("xlink:href", "href"))
     svg = re.sub(r"font: ([\d.]+px) [^;]*;|font-size: ([\d.]+px); font-family: [^;]*;", r"font-size: \1\2;", svg)

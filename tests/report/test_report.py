@@ -12,7 +12,7 @@ from helpers import ROOT
 
 from fourstage.cli import main
 from fourstage.report import write_report
-from fourstage.report.load import read_run
+from fourstage.report.load import read_stage_run
 from fourstage.report.prose import limits
 
 HOSTILE = [
@@ -282,16 +282,16 @@ def test_an_unfinished_run_and_missing_files_are_told(tmp_path):
     (tmp_path / "sft" / "trainer_state.json").unlink()
     (tmp_path / "sft" / "samples.jsonl").write_text('{"prompt": "Hi", "completion": "Hello there"}\n{"prom')
     page = words_of(read(write_report(tmp_path)))
-    assert "not finished. The same command goes on with it: accelerate launch recipes/sft.py --seed 7" in page
-    assert "trainer_state.json is not there." in page and "1 lines of samples.jsonl could not be read." in page
+    assert re.search("not finished.*: accelerate launch recipes/sft.py --seed 7", page)
+    assert "trainer_state.json is missing" in page and "1 lines of samples.jsonl could not be read" in page
     assert "Hello there" in page
 
 
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ('{"rows": [', "not whole JSON"),
-        ("[]", "holds a list"),
+        ('{"rows": [', "JSON"),
+        ("[]", "list"),
         ('{"rows": []}', "no 'columns'"),
         ('{"columns": [], "rows": [{"stage": "sft"}]}', "no 'title'"),
         ('{"columns": [], "rows": [{"stage": "sft", "title": "2", "metrics": []}]}', "'metrics'"),
@@ -300,19 +300,19 @@ def test_an_unfinished_run_and_missing_files_are_told(tmp_path):
 def test_a_broken_table_is_an_error_with_its_fix(tmp_path, text, named):
     folder = pipeline(tmp_path / "run")
     (folder / "stages.json").write_text(text)
-    with pytest.raises(ValueError, match="stages.json.*delete it and run the pipeline again") as caught:
+    with pytest.raises(ValueError, match="stages.json.*run the pipeline again") as caught:
         write_report(folder)
     assert named in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_folders_without_a_run_are_errors(tmp_path):
     (tmp_path / "sft").mkdir()
-    with pytest.raises(ValueError, match=f"{tmp_path} holds no run of fourstage"):
+    with pytest.raises(ValueError, match=f"{tmp_path} .*stages.json.*pretrain, sft.*make demo"):
         write_report(tmp_path)
-    with pytest.raises(ValueError, match="not a folder"):
+    with pytest.raises(ValueError, match="nowhere is not a folder.*such as runs/demo"):
         write_report(tmp_path / "nowhere")
     write_stage(tmp_path / "odd", "no_stage")
-    with pytest.raises(ValueError, match="does not say which stage"):
+    with pytest.raises(ValueError, match="run.json.*'no_stage'.*pretrain, sft.*run the stage again"):
         write_report(tmp_path / "odd")
 
 
@@ -332,7 +332,7 @@ def stages(**metrics):
 
 def test_limits_of_a_good_run_are_few():
     assert limits(stages(sft={"reading": 0.8}, ppo={"reading": 0.78})) == [
-        "The model has 1.04M parameters. Nothing here says how a large model would behave."
+        "The model has 1.04M parameters. Nothing here shows how a large model would behave."
     ]
     assert limits({"columns": COLUMNS, "rows": []}) == []
 
@@ -340,7 +340,7 @@ def test_limits_of_a_good_run_are_few():
 def test_limits_name_drops_with_their_size():
     said = limits(stages(sft={"reading": 0.884, "glossary": 0.9}, ppo={"reading": 0.8, "glossary": 0.88}))
     assert found(said, "Lost from “the sft” to “the ppo”: reading 8.4 points (88.4 % ± 1.2 to 80.0 % ± 1.2).")
-    assert found(said, "Glossary answers are recall")
+    assert found(said, "glossary are memorised")
     assert not found(limits(stages(sft={"reading": 0.83}, ppo={"reading": 0.81})), "Lost")
 
 
@@ -349,7 +349,7 @@ def test_limits_of_reasoning():
     rows = stages(ppo={"reasoning_greedy": 0.47}, grpo=shares, control={"reasoning_greedy": 0.007})
     said = limits(rows)
     assert found(said, "already right in 47.0 %", "ended at 95.5 %", "48.5 points")
-    assert found(said, "coin flips", "from 47.0 % to 0.7 %", "harms")
+    assert found(said, "coin flips", "from 47.0 % to 0.7 %", "harm")
     assert found(said, "right in 95.5 %", "only 90.0 %")
     assert found(limits(stages(ppo={"reasoning_greedy": 0.4}, grpo={"reasoning_greedy": 0.9})), "no control")
     risen = stages(**{stage: {"reasoning_greedy": v} for stage, v in (("ppo", 0.4), ("grpo", 0.9), ("control", 0.5))})
@@ -390,15 +390,25 @@ def test_report_imports_no_torch():
     assert done.returncode == 0, done.stderr
 
 
-def test_commands_on_the_page_exist(tmp_path):
+def test_commands_on_the_page_are_documented():
+    """tests/test_house.py checks the commands of the documents against the recipes' --help."""
     template = (ROOT / "fourstage" / "report" / "page.html.jinja").read_text()
-    readme = (ROOT / "README.md").read_text()
     commands = re.findall(r"^(?:<pre[^>]*><code>)?((?:accelerate|python) .*?)(?:</code>.*)?$", template, re.M)
     assert len(commands) == 9
+    documents = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("**/*.md"))]
+    documented = [line for text in documents for line in text.replace("\\\n", " ").splitlines()]
     for command in commands:
         words = command.split()
-        assert all((ROOT / word).is_file() for word in words if re.search(r"^(recipes|accelerate_configs)/", word))
-        assert all(word in readme for word in words if word.startswith("--"))
+        files = [word for word in words if word.startswith(("recipes/", "accelerate_configs/"))]
+        assert all((ROOT / file).is_file() for file in files), command
+        same_recipe = {word for line in documented if files[-1] in line for word in line.split()}
+        unknown = {word for word in words if word.startswith("--")} - same_recipe
+        assert not unknown, f"no document has {files[-1]} with {sorted(unknown)}"
+
+
+def test_the_pipeline_is_drawn_on_the_page_of_a_pipeline_alone(tmp_path):
+    assert "draw-pipeline-t" in read(write_report(pipeline(tmp_path / "all"))).ids
+    assert "draw-pipeline-t" not in read(write_report(tmp_path / "all" / "sft")).ids
 
 
 def test_a_control_shows_what_its_answers_would_have_earned(tmp_path):
@@ -408,5 +418,5 @@ def test_a_control_shows_what_its_answers_would_have_earned(tmp_path):
     record = {"status": "finished", "arguments": {"training": {"control": "random_reward"}}}
     (tmp_path / "run.json").write_text(json.dumps(record))
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [row, held_out]}))
-    history = read_run("control", tmp_path).history
+    history = read_stage_run("control", tmp_path).history
     assert (history[0]["reward"], history[1]["eval_reward"]) == (0.1, 0.2)
