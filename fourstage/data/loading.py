@@ -129,9 +129,9 @@ def describe(data: Rows) -> str:
 
 
 def _load(data_args: DataArguments, stage: str, seed: int, convert: formats.Convert) -> tuple[Rows, Dataset]:
-    """Loads and converts every source, and holds rows out of those that have no test split, of all of them together.
+    """Loads and converts every source. Those without a test split are split together, so that no copy is in both parts.
 
-    Of several sources the training rows are mixed by weight; the held-out rows follow one another.
+    The training rows of several sources are mixed by weight; their held-out rows are joined.
     """
     entries = sources(data_args)
     loaded = [_load_source(source, data_args, convert, stage) for source in entries]
@@ -152,7 +152,7 @@ def _load(data_args: DataArguments, stage: str, seed: int, convert: formats.Conv
 def _load_source(
     source: dict, data_args: DataArguments, convert: formats.Convert, stage: str
 ) -> tuple[Rows, Dataset | None]:
-    """Converted training rows, and test rows where the source has some or is one long document to be cut."""
+    """Converted training rows; test rows too if the source has a test split, or is one long document, which is cut."""
     name = source["dataset_name"]
     train, test = load_source(source, data_args, stage)
     train = _convert(train, convert, stage, name)

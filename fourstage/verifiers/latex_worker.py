@@ -27,7 +27,7 @@ MEMORY = 1 << 29  # bytes of address space of the worker and of each child; afte
 CLOCK = 1.4  # the limit on the clock, as a multiple of that on processor time: a busy machine is slower
 LEAST = 0.02  # seconds that every pair may take; the mean is 2 to 5 ms
 STARTING = 120.0  # seconds that the imports may take on a busy machine
-GRACE = 5.0  # seconds after its own limits for which a silent worker is waited for before it is killed from here
+GRACE = 5.0  # seconds that a silent worker gets beyond its own limits before it is killed from here
 
 Message = dict | str | bool | None  # what one line of JSON holds
 
@@ -47,7 +47,7 @@ class Worker:
         os.register_at_fork(after_in_child=self._forget)
 
     def compare(self, pairs: list[tuple[str, str]], seconds: float, budget: float) -> list[bool | None]:
-        """Whether each gold and answer are equal; None where the gold cannot be read, or not in time.
+        """For each pair, whether gold and answer are equal; None if the gold cannot be read, or not in time.
 
         Args:
             pairs: (gold, answer), texts for math_verify.parse.
@@ -85,8 +85,10 @@ class Worker:
             _close_pipes(process)
 
     def _forget(self) -> None:
-        """The state without a worker. In a forked child the worker belongs to the parent: its pipes are closed here,
-        since it would otherwise never see their end."""
+        """Starts without a worker; in a forked child, leaves the worker to the parent.
+
+        The child closes its copies of the pipes: while they are open, the worker does not notice that the parent ended.
+        """
         if self._process is not None:
             _close_pipes(self._process)
             self._process.returncode = 0  # this process need not wait for it
@@ -95,7 +97,7 @@ class Worker:
     def _compare_batch(
         self, pairs: list[tuple[str, str]], seconds: float, limit: float
     ) -> tuple[list[bool | None], float]:
-        """(verdicts of all pairs, or up to the first one that ended its child; the wall seconds that this one took)."""
+        """(verdicts up to and including the first pair that ended its child, else all; wall seconds of that pair)."""
         process = self._start()
         verdicts: list[bool | None] = []
         readable, since, status = False, time.monotonic(), None
