@@ -13,8 +13,7 @@ from accelerate import PartialState
 from datasets.exceptions import DatasetsError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from fourstage.models.encoding import open_tokenizer
-from fourstage.models.opening import opening
+from fourstage.models.opening import open_tokenizer, opening
 
 if TYPE_CHECKING:  # an extra, and slow to import
     from lm_eval.tasks import TaskManager
@@ -52,8 +51,8 @@ def measure_tasks(name: str, stage: str | None, settings: TaskSettings) -> dict[
     if stage == "reward":
         raise ValueError(f"{name} is a reward model: it scores answers and writes none, which lm-eval needs")
     manager = find_tasks(settings.names, settings.include_path)
+    tokenizer = open_tokenizer(name)
     with opening(name):
-        tokenizer = open_tokenizer(name)
         model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True)
     chat = _asks_in_chat(name, stage, tokenizer, settings.apply_chat_template)
     rows = f"the first {settings.max_rows} rows of each" if settings.max_rows else "all rows"

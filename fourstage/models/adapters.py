@@ -1,26 +1,39 @@
-"""Adapters (LoRA) on a model, quantised or not (QLoRA), and how they are put into the whole model at the end."""
+"""Adapters (LoRA) on a model, quantised or not (QLoRA), and how they are merged into the whole model at the end."""
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import torch
 from accelerate.utils import is_peft_model
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.utils import is_bitsandbytes_available
 from trl import get_peft_config
 
-# Largest difference of a token's log-probability, in nats, that adding the adapter to the weights may make by rounding.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
+from fourstage.arguments import ModelArguments
+from fourstage.models.encoding import conversation_ids
+
+# Largest difference of a token's log-probability, in nats, that rounding may make when an adapter is merged.
+MERGE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 _PROBE = "The capital of France is Paris. 3 + 4 = 7, and 12 - 5 = 7. Once upon a time there was a king who had no land."
 
 
-def check_adapters(model_args) -> None:
-    """Raises ValueError for settings of adapters and quantisation that cannot go together."""
+class Run(Protocol):
+    """What `finished_model` uses of `artifact.run.Run`."""
+
+    folder: Path
+    is_main: bool
+    record: dict
+
+
+def check_adapters(model_args: ModelArguments) -> None:
+    """Raises ValueError for settings of adapters and quantisation that contradict each other."""
     quantised = [name for name in ("load_in_4bit", "load_in_8bit") if getattr(model_args, name)]
     if not model_args.model_name_or_path and (model_args.use_peft or quantised):
         raise ValueError(
-            f"{'use_peft' if model_args.use_peft else quantised[0]}: on random weights adapters learn next to nothing; "
+            f"{'use_peft' if model_args.use_peft else quantised[0]}: adapters on random weights learn next to nothing; "
             "leave it out, or name a trained model with --model_name_or_path"
         )
     if quantised and not model_args.use_peft:
@@ -31,29 +44,31 @@ def check_adapters(model_args) -> None:
     if quantised and not is_bitsandbytes_available():
         raise ValueError(f'{quantised[0]} needs bitsandbytes: pip install -e ".[quant]" -c constraints.txt')
     if quantised and model_args.dtype == "auto":
-        raise ValueError(f"dtype=auto with {quantised[0]} must be float32, bfloat16 or float16: what is computed in")
+        raise ValueError(f"dtype=auto with {quantised[0]} must be float32, bfloat16 or float16: the type to compute in")
 
 
-def adapter_config(model_args, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, continues_text: bool):
-    """TRL's LoRA settings or None; on a base model the template's markers are trainable too, and a score head always.
+def adapter_config(
+    model_args: ModelArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, continues_text: bool
+) -> LoraConfig | None:
+    """TRL's LoRA settings, or None without `use_peft`. A score head is trained too.
 
-    A base model never saw the markers of a chat, their embeddings are noise; without training them an adapter has to
-    guess who is speaking and does not learn to stop.
+    With `continues_text` (a base model) the embeddings of the template's markers are trained as well. A base model has
+    never seen them, so they are noise: an adapter alone would have to guess who is speaking, and not learn to stop.
     """
-    config = get_peft_config(model_args)
+    config = cast(LoraConfig | None, get_peft_config(model_args))  # TRL makes no other kind
     if config is None:
         return None
     config.target_modules = config.target_modules or "all-linear"
     if continues_text:
         config.trainable_token_indices = _trainable_rows(model, tokenizer)
-    if model.get_output_embeddings() is None:  # no language model's head: a reward model
+    if model.get_output_embeddings() is None:  # without the head of a language model: a reward model
         config.task_type = "SEQ_CLS"
         config.modules_to_save = [*(config.modules_to_save or []), *score_heads(model)]
     return config
 
 
 def _trainable_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """Rows of the embedding for the template's tokens; of a head of its own, the row by which a turn is ended."""
+    """Rows of the embedding for the template's tokens; of an untied head, the row of the token that ends a turn."""
     names = {module: name.split(".")[-1] for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     rows = {names[embedding]: template_token_ids(tokenizer)}
@@ -63,25 +78,27 @@ def _trainable_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 
 def score_heads(model: PreTrainedModel) -> list[str]:
-    """Names of the modules beside the backbone that have weights: `score`, in some families `classifier`."""
+    """Names of the modules outside the backbone that have weights: `score`, in some families `classifier`."""
     beside = {name: part for name, part in model.named_children() if name != model.base_model_prefix}
     return [name for name, part in beside.items() if next(part.parameters(), None) is not None]
 
 
 def keep_head_type(model: PreTrainedModel) -> None:
-    """Gives a score head that trains on a quantised base the type of the hidden states that it reads.
+    """Gives a score head that trains on a quantised base the dtype of the hidden states that it reads.
 
-    TRL 1.16 makes all that trains on such a base bfloat16; without autocast the head would be asked about float32.
+    TRL 1.16 turns all trainable weights on such a base into bfloat16; without autocast the hidden states are float32.
     """
+    dtype = cast(torch.Tensor, model.get_input_embeddings().weight).dtype
     for name, parameter in model.named_parameters():
         if ".modules_to_save." in name:
-            parameter.data = parameter.data.to(model.get_input_embeddings().weight.dtype)
+            parameter.data = parameter.data.to(dtype)
 
 
 def complete_tied_head(model: PreTrainedModel) -> None:
-    """Gives a head that is tied to trainable embedding rows the `bias` that TRL's fused log-probabilities ask for.
+    """Gives a head that is tied to trainable embedding rows the `bias` that TRL's fused log-probabilities read.
 
-    PEFT 0.21 wraps such a head, and the wrapper knows its `weight` (rows and all) but no `bias`. No effect otherwise.
+    PEFT 0.21 wraps such a head, and the wrapper offers `weight` (with the trained rows) but not `bias`. No effect on
+    other heads.
     """
     head = model.get_output_embeddings()
     if not hasattr(head, "bias"):
@@ -94,26 +111,31 @@ def template_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     Example: for fourstage's template those of <|bos|>, <|eos|>, <|user|> and <|assistant|>.
     """
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    ids = set(tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"])
-    # all_special_ids would name bos, eos and pad only, and leave out the markers of a turn.
+    ids = set(conversation_ids(tokenizer, turns))
+    # all_special_ids has bos, eos and pad only, without the markers of a turn.
     return sorted(i for i, token in tokenizer.added_tokens_decoder.items() if token.special and i in ids)
 
 
-def finished_model(run, trainer, load: Callable, model_args) -> PreTrainedModel:
+def finished_model(
+    run: Run,
+    trainer: Trainer,
+    load: Callable[[ModelArguments, PreTrainedTokenizerBase], PreTrainedModel],
+    model_args: ModelArguments,
+) -> PreTrainedModel:
     """The model that a run leaves: the trained one, or its adapter merged into the whole base.
 
-    The adapter is saved to `adapter/` first. One that was trained on quantised weights is put on the base as `load`
-    (`model.load_causal_lm` or `load_reward_model`) gives it unquantised. How far rounding and that change move the
-    outputs on a probe text is noted in `run.record["adapter"]`.
+    The adapter is saved to `adapter/` first. An adapter that was trained on quantised weights is merged into the
+    unquantised base, which `load` (`loading.load_causal_lm` or `load_reward_model`) opens. `run.record["adapter"]` says
+    how far rounding, and the change of base, move the outputs on a probe text.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not is_peft_model(model):
         return model
-    # Without the autocast of mixed precision, whose rounding is another on merged weights.
+    # Without the autocast of mixed precision, which rounds merged weights differently.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     whole = copy.copy(model_args)
     whole.load_in_4bit = whole.load_in_8bit = False
-    if "flash" in (model_args.attn_implementation or ""):  # its kernels read no float32, and there is no autocast here
+    if "flash" in (model_args.attn_implementation or ""):  # its kernels cannot read float32, and autocast is off here
         whole.attn_implementation = "eager"
         model.set_attn_implementation("eager")
     quantised = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
@@ -121,15 +143,15 @@ def finished_model(run, trainer, load: Callable, model_args) -> PreTrainedModel:
     if run.is_main:
         model.save_pretrained(folder, selected_adapters=[model.active_adapter], save_embedding_layers=False)
     trainer.accelerator.wait_for_everyone()
-    tokenizer = trainer.processing_class
+    tokenizer = cast(PreTrainedTokenizerBase, trainer.processing_class)
     trained = outputs_on_probe(model, tokenizer)
     if quantised:
-        model = PeftModel.from_pretrained(load(whole, tokenizer), folder)
+        model = cast(Any, PeftModel.from_pretrained(load(whole, tokenizer), folder))  # its attributes are the base's
     adapted = outputs_on_probe(model, tokenizer)
     dtype = model.dtype
     merged = model.merge_and_unload()
     after = outputs_on_probe(merged, tokenizer)
-    note = {"merged_into": str(dtype).removeprefix("torch."), "tolerance": TOLERANCE[dtype]}
+    note = {"merged_into": str(dtype).removeprefix("torch."), "tolerance": MERGE_TOLERANCE[dtype]}
     note["merge_difference"] = (after - adapted).abs().max().item()
     if quantised:
         note["quantisation_difference"] = (after - trained).abs().max().item()
@@ -143,17 +165,17 @@ def keep_layout(model: PreTrainedModel) -> None:
     """Keeps 4-bit weights on a CPU in the layout that training reads.
 
     bitsandbytes 0.50 repacks them at the first evaluation, on CPUs with AVX512-BF16, for a kernel of its own; a later
-    training step reads them as if they were not (measured: held-out loss 1.6 before, 16 after one step). No effect on
-    other models.
+    training step misreads the new layout (measured: held-out loss 1.6 before, 16 after one step). No effect on other
+    models.
     """
-    for module in model.modules():
+    for module in cast("list[Any]", [*model.modules()]):  # a module's attributes are typed as tensors and modules
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 @torch.no_grad()
-def outputs_on_probe(model, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """What a model says of a fixed text: log-probabilities of its tokens in nats, or the scores of a reward model."""
+def outputs_on_probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """The outputs for a fixed text: log-probabilities of its tokens in nats, or the scores of a reward model."""
     model.eval()
     ids = torch.tensor([tokenizer(_PROBE)["input_ids"]], device=model.device)
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float().cpu()
@@ -163,13 +185,13 @@ def outputs_on_probe(model, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
 
 
 def describe_merge(note: dict) -> str:
-    """For people: how far merging, and quantisation, moved the probe."""
+    """One line of text: how far merging, and quantisation, moved the outputs on the probe."""
     text = f"adapter merged into {note['merged_into']} weights: off by {note['merge_difference']:.2g} nats at most"
     if note["merge_difference"] > note["tolerance"]:
         text = f"WARNING: {text}, more than {note['tolerance']}; adapter/ on the base is the trained model"
     if "quantisation_difference" in note:
         text += (
-            f"; the quantised base it was trained on differs by {note['quantisation_difference']:.2g} at most, "
-            f"{note['mean_quantisation_difference']:.2g} in the mean"
+            f"; the quantised base it was trained on differs by {note['quantisation_difference']:.2g} nats at most, "
+            f"{note['mean_quantisation_difference']:.2g} on average"
         )
     return text

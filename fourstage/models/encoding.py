@@ -1,14 +1,8 @@
-"""Tokenizers as every stage uses them: opened by name, and a conversation in the ids of its chat template."""
+"""Token ids of a conversation, as the tokenizer's chat template writes it."""
 
-from os import PathLike
-from typing import Any, cast
+from typing import cast
 
-from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
-
-
-def open_tokenizer(name: str | PathLike, **options: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or Hub id; `options` are those of AutoTokenizer.from_pretrained."""
-    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name, **options))  # or it raises
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 
 def conversation_ids(

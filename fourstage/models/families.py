@@ -1,7 +1,7 @@
-"""How each family of transformers names its sizes, and what it needs beside them. Data, with little code.
+"""How each family of transformers names its sizes, and what else it needs. Data, with little code.
 
-A Shape says how large a model is; `field_values` turns it into the fields of a family's configuration. A name applies
-to every family that has a field so called, so most families need no entry of their own.
+A Shape holds the sizes of a model; `field_values` turns it into the fields of a family's configuration. A name applies
+to every family that has a field of that name, so most families need no entry of their own.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 
 class Shape(NamedTuple):
-    """What the search varies, and what the tokenizer fixes. Sizes are in units (not bytes), counts are per model."""
+    """What the search varies, and what the tokenizer fixes. Sizes are numbers of units; counts are per model."""
 
     hidden: int
     layers: int
@@ -60,12 +60,12 @@ def _layer_cycle(*kinds: str) -> Callable[[Shape], list[str]]:
 
 
 def _mostly(usual: str, fourth: str) -> dict[str, Any]:
-    """layer_types with every fourth layer another, as these families have it, and the last one at any depth."""
+    """layer_types of these families: every fourth layer and the last one are `fourth`, the others `usual`."""
     return {"layer_types": lambda s: [fourth if i % 4 == 3 or i == s.layers - 1 else usual for i in range(s.layers)]}
 
 
-# Fields that are no plain copy of a Shape attribute: constants, or functions of the shape. Four small experts of which
-# two are used keep a mixture a mixture at any size; one group means that no expert is out of reach.
+# Fields that are not copies of a Shape attribute: constants, or functions of the shape. With four small experts, two
+# of them active, a mixture stays a mixture at any size; with one group, every expert can be chosen.
 _FORMULAS: dict[str, Any] = {
     **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"), 2),
@@ -89,7 +89,7 @@ _WINDOWS = (
     "sliding_window sliding_window_size attention_window_size window_size local_attention index_topk rel_extent "
     "attention_chunk_size keep_window_size"
 )
-# Fields that may only shrink: the smaller of the family's default and this.
+# Fields that may only shrink: the family's default or this, whichever is smaller.
 _CEILINGS: dict[str, Callable[[Shape], int]] = {
     **dict.fromkeys(_WINDOWS.split(), lambda s: s.positions),
     **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size"), lambda s: max(16, s.hidden // 4)),
@@ -182,15 +182,17 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def field_defaults(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """Every field of a family's configuration, with its default. Example: GPT2Config -> {..., "n_embd": 768, ...}."""
     return {field.name: field.default for field in dataclasses.fields(config_class)}
 
 
 def switches(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """Fields that make a model of the family causal and text only; fields that the family lacks may be among them."""
     return _SWITCHES | _FAMILY_SWITCHES.get(config_class.model_type, {})
 
 
 def field_values(config_class: type[PreTrainedConfig], shape: Shape, pins: Mapping[str, Any]) -> dict[str, Any]:
-    """Every field of the family that depends on the shape."""
+    """Every field of the family that the shape, a switch or a pin decides; `pins` are exact values and win."""
     known = field_defaults(config_class)
     values: dict[str, Any] = {name: getattr(shape, attribute) for name, attribute in _ATTRIBUTE.items()}
     values |= _FORMULAS | {
@@ -200,7 +202,7 @@ def field_values(config_class: type[PreTrainedConfig], shape: Shape, pins: Mappi
         values["intermediate_size"] = 2 * shape.mlp  # a dense layer beside experts costs what two active experts do
     if "qk_rope_head_dim" in known:
         values["head_dim"] = shape.head_dim // 2  # latent attention calls the rotated part its head_dim
-    values |= switches(config_class) | _FAMILIES.get(config_class.model_type, {}) | pins
+    values |= switches(config_class) | _FAMILIES.get(config_class.model_type, {}) | dict(pins)
     return {name: value(shape) if callable(value) else value for name, value in values.items() if name in known}
 
 

@@ -1,33 +1,36 @@
-"""TRL's fused output head, checked against the plain one before training leans on it."""
+"""TRL's fused output head, checked against the plain one before training relies on it."""
+
+from typing import Any, cast
 
 import torch
-from transformers import (
-    PreTrainedModel,
-)
+from datasets import Dataset
+from transformers import PreTrainedModel
+from trl import SFTTrainer
 
 
-def check_fused_head(trainer) -> None:
+def check_fused_head(trainer: SFTTrainer) -> None:
     """`check_head_on` for a trainer of stage 2, on one held-out row."""
-    model = trainer.model.eval()
-    batch = trainer.data_collator([next(iter(trainer.eval_dataset))])
+    model = cast(PreTrainedModel, trainer.model).eval()
+    batch = trainer.data_collator([next(iter(cast(Dataset, trainer.eval_dataset)))])
     inputs = {key: value.to(model.device) for key, value in batch.items() if torch.is_tensor(value)}
     check_head_on(model, **inputs)
 
 
 @torch.no_grad()
-def check_head_on(model: PreTrainedModel, labels: torch.Tensor, temperature: float = 1.0, **inputs) -> None:
+def check_head_on(model: PreTrainedModel, labels: torch.Tensor, temperature: float = 1.0, **inputs: Any) -> None:
     """Refuses a model on which TRL's fused output head would train on wrong probabilities.
 
     The head multiplies the last hidden states by the head's weight; 22 of 189 architectures do something more in
     between, or cap or scale the logits (docs/architectures.md).
     Args:
-        model: with the fused head added. labels: ids, -100 where none is wanted, (B, T). inputs: input_ids and more.
+        model: with the fused head added. labels: (B, T) ids, -100 at tokens that do not count.
+        inputs: what the model reads, input_ids (B, T) among them.
     Raises:
         ValueError: naming the architecture and the largest difference of a log-probability.
     """
-    wanted = labels[:, 1:]
+    targets = labels[:, 1:]
     plain = (model(**inputs).logits[:, :-1].float() / temperature).log_softmax(-1)
-    expected = plain.gather(-1, wanted.clamp(min=0)[..., None])[..., 0].masked_fill(wanted == -100, 0.0)
+    expected = plain.gather(-1, targets.clamp(min=0)[..., None])[..., 0].masked_fill(targets == -100, 0.0)
     fused = model(**inputs, labels=labels, fused_lm_head=True).log_probs.float()
     difference = (fused - expected).abs().max().item()
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
@@ -95,7 +96,7 @@ def loading_options(model_args: ModelArguments) -> dict[str, Any]:
     return {"revision": model_args.model_revision, "trust_remote_code": model_args.trust_remote_code}
 
 
-def open_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
+def open_tokenizer(name: str | PathLike[str], **options: Any) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hub id, a folder or a GGUF file, with its chat template.
 
     Args:
@@ -103,6 +104,7 @@ def open_tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: of one line, as `opening` says.
     """
+    name = str(name)
     if is_gguf(name):
         with _gguf(name) as (folder, file):
             return _tokenizer(folder, gguf_file=file)

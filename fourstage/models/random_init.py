@@ -5,22 +5,21 @@ import math
 
 import torch
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from fourstage.arguments import ModelArguments
 from fourstage.models import sizing
 from fourstage.models.loading import dtype_of
 from fourstage.models.tokenizer import check_reload
 
 
-def random_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase, max_length: int) -> PreTrainedModel:
-    """Builds `model_type` with random weights, sized by `num_parameters` and `config_overrides`; prints the shape.
+def random_causal_lm(
+    model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> PreTrainedModel:
+    """Builds `model_type` with random weights, sized by `num_parameters` and `config_overrides`.
 
-    Call `set_seed` before. The vocabulary is the tokenizer's, position for position.
+    Call `set_seed` before. The embedding has one row for each entry of the tokenizer. `max_length` is the context in
+    tokens.
     Raises:
         ValueError: for an unknown type or config field, an impossible size, or a type whose folder would load another
             tokenizer (`tokenizer.check_reload`).
@@ -29,10 +28,9 @@ def random_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase, max_length:
     if uses_scaled_init(model_args):
         overrides = {"tie_word_embeddings": False, **overrides}
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    wanted = sizing.parse_count(model_args.num_parameters)
     config = sizing.sized_config(
         model_args.model_type,
-        wanted,
+        sizing.parse_count(model_args.num_parameters),
         vocab_size=len(tokenizer),
         max_position_embeddings=max_length,
         special_token_ids=ids,
@@ -48,14 +46,14 @@ def random_causal_lm(model_args, tokenizer: PreTrainedTokenizerBase, max_length:
     return model
 
 
-def overrides_of(model_args) -> dict:
+def overrides_of(model_args: ModelArguments) -> dict:
     """`config_overrides` as a mapping, whether it came from YAML or as JSON from the command line."""
     overrides = model_args.config_overrides or {}
     try:
         overrides = json.loads(overrides) if isinstance(overrides, str) else overrides
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"config_overrides={overrides!r} is no JSON ({error.msg}); write '{{\"field\": value}}'"
+            f"config_overrides={overrides!r} is not valid JSON ({error.msg}); write '{{\"field\": value}}'"
         ) from None
     if not isinstance(overrides, dict):
         raise ValueError(f"config_overrides={overrides!r} must be a mapping, such as '{{\"num_hidden_layers\": 6}}'")
@@ -67,8 +65,8 @@ def overrides_of(model_args) -> dict:
 PRE_NORM_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 
-def uses_scaled_init(model_args) -> bool:
-    """Whether random weights are drawn by `scale_init`: for pre-norm families with an output head of its own."""
+def uses_scaled_init(model_args: ModelArguments) -> bool:
+    """Whether random weights are drawn by `scale_init`: for pre-norm families with an untied output head."""
     tied = overrides_of(model_args).get("tie_word_embeddings", False)
     return model_args.scaled_init and model_args.model_type in PRE_NORM_FAMILIES and not tied
 

@@ -1,20 +1,23 @@
-"""Trains a byte-level BPE tokenizer that speaks chat from the start."""
+"""Tokenizers: a byte-level BPE with a chat template is trained; those of other models are repaired for training."""
 
 import math
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from trl.chat_template_utils import has_generation_markers
+
+from fourstage.models.opening import open_tokenizer
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 SPECIAL_TOKENS = [PAD, BOS, EOS, "<|system|>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
 
-# Sizes are multiples of 128 so that the embedding is a shape that matrix hardware likes: 256 bytes and the special
-# tokens need at least three of them.
+# Sizes are multiples of 128, so that the embedding has a shape that suits matrix hardware; 256 bytes and the special
+# tokens need at least 384 entries.
 MULTIPLE = 128
 MINIMUM_SIZE = math.ceil((256 + len(SPECIAL_TOKENS)) / MULTIPLE) * MULTIPLE
 
@@ -29,7 +32,7 @@ def default_vocab_size(num_parameters: int) -> int:
 
 
 def check_vocab_size(vocab_size: int) -> None:
-    """Raises ValueError unless `vocab_size` is a multiple of 128 that holds every byte and special token."""
+    """Raises ValueError unless `vocab_size` is a multiple of 128 with room for every byte and special token."""
     if vocab_size < MINIMUM_SIZE or vocab_size % MULTIPLE:
         raise ValueError(
             f"vocab_size={vocab_size} must be a multiple of {MULTIPLE} and at least {MINIMUM_SIZE} (256 bytes and "
@@ -41,13 +44,13 @@ def check_vocab_size(vocab_size: int) -> None:
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
     """Trains byte-level BPE on `texts` (read once, as a stream): any Unicode text survives a round trip.
 
-    Digits are split singly, as numbers then have one spelling. A corpus too small for `vocab_size` merges gives the
-    next smaller multiple of 128 that it fills, topped up with reserved tokens: vocabulary and embedding are equal.
+    Each digit is a token, so that every number has one spelling. A corpus too small for `vocab_size` entries gives
+    fewer, filled up with reserved tokens to a multiple of 128: the embedding has as many rows as the vocabulary.
 
     Args:
-        texts: documents. vocab_size: entries, special and reserved ones included. max_length: context, in tokens.
+        texts: documents. vocab_size: entries, including special and reserved ones. max_length: context in tokens.
     Raises:
-        ValueError: if `vocab_size` is no multiple of 128 or too small for the bytes.
+        ValueError: if `vocab_size` is not a multiple of 128, or too small for the bytes.
     """
     check_vocab_size(vocab_size)
     bpe = Tokenizer(models.BPE())
@@ -63,7 +66,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
     )
     bpe.train_from_iterator(texts, trainer)
     bpe.add_special_tokens([f"<|reserved_{i}|>" for i in range(-bpe.get_vocab_size() % MULTIPLE)])
-    # Plain text begins a document; the end of a document is TRL's to add, as it does for every trained text.
+    # Plain text begins a document. TRL adds the end of a document to every text that it trains on.
     bpe.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bpe.token_to_id(BOS))]
     )
@@ -78,29 +81,30 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
     )
 
 
-# Contractions, digits, spaces, line ends and a mark of the template: where the splits of tokenizers differ.
+# Contractions, digits, spaces, line ends and a marker of the template: here the splits of tokenizers differ.
 _PROBE = "It's the dog's 1,234th bone.  A caf\u00e9!\n\n  x = 'y';\tI'LL <|user|>go..."
 
 
 def check_reload(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-    """Raises ValueError if the folder of a model with this `config` would load another tokenizer than this one.
+    """Raises ValueError if AutoTokenizer would load another tokenizer from the folder of a model with this `config`.
 
     For a few model types (qwen2, qwen3_5) AutoTokenizer of transformers 5.23 builds the type's own class from the
-    saved vocabulary, whatever class was saved: another split, and one token more than the embedding has rows.
+    saved vocabulary, whatever class was saved: it splits text differently, and has one token more than the embedding
+    has rows.
     """
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        loaded = AutoTokenizer.from_pretrained(folder, config=config)
+        loaded = open_tokenizer(folder, config=config)
     if len(loaded) != len(tokenizer) or loaded(_PROBE).input_ids != tokenizer(_PROBE).input_ids:
         raise ValueError(
             f"model_type={config.model_type!r}: transformers loads a {type(loaded).__name__} of {len(loaded)} entries "
             f"from the folder in place of this run's tokenizer, which has {len(tokenizer)}; choose another model_type, "
-            "such as qwen3, or give --tokenizer_name a tokenizer of that class"
+            "such as qwen3, or name a tokenizer of that class with --tokenizer_name"
         )
 
 
 def first_characters(rows: Iterable[dict], limit: int = 100_000_000) -> Iterator[str]:
-    """The `text` of rows until `limit` characters have been given out: what bounds the trainer's memory."""
+    """The `text` of rows, cut off after `limit` characters in all, which bounds the memory of `train_tokenizer`."""
     for row in rows:
         text = row["text"][:limit]
         yield text
@@ -143,10 +147,11 @@ _PROBES = [
 
 
 def repair_pad_token(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Gives a tokenizer whose pad token is missing, or is its end token, one of its own; says what was done.
+    """Gives the tokenizer a pad token that differs from its end token, and returns what was changed, in words.
 
-    Reward models look for the last token that is not pad, so an end token must be another. Taken is, first match: a
-    special token called pad, a reserved one, the unknown token, else a new `<|pad|>`. No text is tokenised otherwise.
+    Reward models look for the last token that is not padding, so the end token cannot serve. The first of these that
+    exists is taken: a special token called pad, a reserved one, the unknown token; else a new `<|pad|>` is added. Texts
+    are tokenised as before.
     Example: SmolLM2 has pad = eos = `<|im_end|>`, and gets pad = `<|endoftext|>`, its unknown token.
     """
     before = tokenizer.pad_token
@@ -162,11 +167,11 @@ def repair_pad_token(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def mark_generation(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Puts `{% generation %}` marks into a chat template that has none, which renders the same text; says so.
+    """Puts `{% generation %}` marks into a chat template that has none, and returns what was changed, in words.
 
-    For the trainer only: the template that is saved stays the model's own.
+    The marked template renders the same text. It is for the trainer only: the template that is saved stays the model's.
     Raises:
-        ValueError: if the template renders some turn so that what it adds cannot be told.
+        ValueError: if the text that a turn adds cannot be told from the rest of the rendered conversation.
     """
     own = tokenizer.get_chat_template()
     if has_generation_markers(own):
@@ -181,13 +186,13 @@ def mark_generation(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def _check_same(tokenizer: PreTrainedTokenizerBase, turns: list[dict], own: str, marked: str) -> None:
     try:
         plain = tokenizer.apply_chat_template(turns, chat_template=own, tokenize=False)
-    except Exception:  # a template may refuse a system turn, in an exception of its engine's
+    except Exception:  # a template may refuse a system turn, with any exception of its engine
         return
     rendered = tokenizer.apply_chat_template(turns, chat_template=marked, tokenize=False)
     masked = tokenizer.apply_chat_template(
         turns, chat_template=marked, return_dict=True, return_assistant_tokens_mask=True
     )
-    if rendered != plain or not any(masked["assistant_masks"]):
+    if rendered != plain or not any(cast(BatchEncoding, masked)["assistant_masks"]):
         raise ValueError(
             "the chat template of this tokenizer cannot be marked for training on the assistant's turns: put "
             "{% generation %} marks into it yourself, or give --assistant_only_loss false"

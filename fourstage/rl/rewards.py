@@ -21,8 +21,7 @@ from trl.trainer.utils import is_async_callable
 
 from fourstage import verifiers
 from fourstage.models import facts
-from fourstage.models.encoding import open_tokenizer
-from fourstage.models.opening import opening
+from fourstage.models.opening import open_tokenizer, opening
 from fourstage.parent import check_parent
 from fourstage.verifiers.text import text_of
 

@@ -122,9 +122,9 @@ def test_overrides_that_leave_no_way():
 
 @pytest.mark.parametrize("build", [sized, lambda name, _, **rest: exact_config(name, rest.get("overrides") or {}, {})])
 def test_unknown_names(build):
-    with pytest.raises(ValueError, match="model_type='lama' is no causal.*did you mean .*llama"):
+    with pytest.raises(ValueError, match="model_type='lama' is not a causal.*did you mean .*llama"):
         build("lama", 1_000_000)
-    with pytest.raises(ValueError, match="hiden_size=64 is no field of a llama config; .*hidden_size"):
+    with pytest.raises(ValueError, match="hiden_size=64 is not a field of llama configs; .*hidden_size"):
         build("llama", 1_000_000, overrides={"hiden_size": 64})
 
 
