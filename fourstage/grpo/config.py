@@ -5,32 +5,28 @@ from dataclasses import dataclass
 
 from trl import GRPOConfig
 
-from fourstage.arguments import RewardArguments, choose_by_device
-from fourstage.arguments import _option as option
+from fourstage.arguments import RewardArguments, RunDefaults, check_choice, choose_by_device, option
 
 
 @dataclass
-class GRPORunConfig(RewardArguments, GRPOConfig):
-    """GRPOConfig, where the rewards come from, and how a run is kept and watched.
+class GRPORunConfig(RunDefaults, RewardArguments, GRPOConfig):
+    """GRPOConfig with the sources of the rewards, checkpoints and evaluation.
 
-    A step rewards per_device_train_batch_size x gradient_accumulation_steps completions a process: num_generations of
-    each prompt, which are compared with one another.
+    A step rewards per_device_train_batch_size x gradient_accumulation_steps completions per process: num_generations
+    for each prompt, which are compared with one another.
     """
 
     _argument_group_name = "training"
 
     output_dir: str | None = option("runs/grpo", "The run folder: everything the stage leaves is in it.")
-    resume_from_checkpoint: str | None = option(
-        "auto", "auto: go on where a run with the same settings was cut off; or the path of a checkpoint."
-    )
     unverifiable: str = option(
         "error", "Rows whose right answer its own verifier rejects: error (names the row) or drop (counted)."
     )
-    system_prompt: str | None = option(None, "Text of a system turn before every question, such as the format wanted.")
+    system_prompt: str | None = option(None, "Text of a system turn before every question, such as the desired format.")
     overlong: str = option("drop", "Prompts that leave no room for max_completion_length: drop (counted) or error.")
     max_completion_length: int | None = option(256, "Longest completion in tokens.")
     max_eval_rows: int = option(128, "Held-out prompts that an evaluation answers, once each, sampled as in training.")
-    learning_rate: float | None = option(
+    learning_rate: float = option(
         None,
         "Peak learning rate. Default: 1e-6 x (1e9 / parameters)^0.75, at least 1e-6, such as 1.8e-4 for 1M and 3e-5 "
         "for 10M; ten times that for LoRA.",
@@ -46,21 +42,15 @@ class GRPORunConfig(RewardArguments, GRPOConfig):
     epsilon_high: float | None = option(0.28, "Upper clip: above epsilon rare tokens may grow (arXiv 2503.14476).")
     disable_dropout: bool = option(True, "Turn dropout off: a ratio of probabilities needs a fixed network.")
     logging_steps: float = option(1, "Optimizer steps between log lines.")
-    gradient_checkpointing: bool | None = option(None, "Trade compute for memory. Default: on for a GPU.")
-    bf16: bool | None = option(None, "bfloat16 mixed precision. Default: on where a GPU has it.")
-    eval_strategy: str = option("steps", "no, steps or epoch.")
     eval_steps: float | None = option(0.25, "Steps between evaluations, or a share of all steps if below 1.")
-    eval_on_start: bool = option(True, "Measure the starting weights too.")
-    save_steps: float = option(0.1, "Steps between checkpoints, or a share of all steps if below 1.")
-    save_total_limit: int | None = option(1, "Checkpoints kept.")
 
-    def __post_init__(self):
-        for name, allowed in (("overlong", ("drop", "error")), ("unverifiable", ("error", "drop"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be {' or '.join(allowed)}")
+    def __post_init__(self) -> None:
+        check_choice("overlong", self.overlong, ("drop", "error"))
+        check_choice("unverifiable", self.unverifiable, ("error", "drop"))
         choose_by_device(self, checkpointing_on_gpu=True)
         self._check_group_size()
-        rate, self.learning_rate = self.learning_rate, self.learning_rate or 1e-6
+        rate = self.learning_rate
+        self.learning_rate = rate or 1e-6  # transformers refuses None
         super().__post_init__()
         self.learning_rate = rate
 
@@ -78,9 +68,10 @@ class GRPORunConfig(RewardArguments, GRPOConfig):
 
 
 def default_learning_rate(parameters: int, adapters: bool) -> float:
-    """A rate that neither stalls nor collapses, by the number of parameters: 1e-6 (TRL's) from 1e9 on, more below.
+    """A rate that neither stalls nor collapses, by the number of parameters: TRL's 1e-6 from 1e9 on, higher below.
 
-    Tried at 1M (docs/grpo.md), where 4e-4 learned faster still; up to 1e9 it is a line in the logarithms.
+    It was measured at 1M only (docs/grpo.md), where 4e-4 learned faster still; from there to 1e9 it is a straight line
+    in the logarithms.
 
     Example: 1,000,000 -> 1.8e-4; 10,000,000 -> 3.2e-5; 7e9 -> 1e-6; with adapters ten times as much.
     """

@@ -1,27 +1,31 @@
-"""GRPOTrainer: TRL's, with the same algorithm and quicker rollouts and micro-batches."""
+"""GRPOTrainer: TRL's trainer and algorithm with quicker rollouts and micro-batches."""
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any, cast
 
 import trl
+from datasets import Dataset, IterableDataset
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 from trl import GRPOConfig, SyncRefModelCallback
 
 from fourstage.evaluation.generation import ignored_sampling_fields, plain_sampling
-from fourstage.rl.batches import grouped_by_length, trimmed
+from fourstage.rl.batches import Batch, grouped_by_length, trimmed
 from fourstage.rl.checks import check_head, check_prompts
 from fourstage.rl.decoding import quick_generation
 from fourstage.rl.forward import base_model, frozen_copy, plain_head, plain_head_pays, positions
-from fourstage.rl.rewards import prepare_rewards
+from fourstage.rl.rewards import RewardSource, prepare_rewards
 from fourstage.rl.rollouts import SaveAtRollouts
 from fourstage.rl.trl_contract import check_attributes, check_batch, check_methods
 
-# Losses of a micro-batch by what they are: sums over tokens, or means over rows. bnpo's is a mean over the tokens of
-# the micro-batch, which depends on the rows in it.
+# Losses of a micro-batch that are sums over tokens, and those that are means over rows. bnpo's is a mean over the
+# tokens of the micro-batch, so it depends on which rows are together.
 _TOKEN_SUMS = ("dapo", "cispo", "vespo")
 _ROW_MEANS = ("grpo", "sapo", "dr_grpo", "luspo")
-# What a rollout of text holds: tensors of one row a completion, and one scalar.
+# What a rollout of text holds: tensors with one row for each completion, and one scalar.
 _TEXT_KEYS = {
     *("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask", "advantages"),
     *("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps", "importance_sampling_ratio"),
@@ -30,27 +34,39 @@ _TEXT_KEYS = {
 
 
 class GRPOTrainer(trl.GRPOTrainer):
-    """TRL's GRPOTrainer (arXiv 2402.03300) with the same constructor, options and algorithm. What is different:
+    """TRL's GRPOTrainer (arXiv 2402.03300) with the same constructor, options and algorithm. The differences:
 
     - rows that have ended leave the batch that generates, and equal prompts are read once (`fourstage.rl.decoding`);
-    - micro-batches hold rows of like length and no column that only pads, where the loss allows it;
+    - micro-batches hold rows of similar length and no column of padding alone, where the loss allows it;
     - log-probabilities come from ordinary logits of the completion where that is quicker than TRL's fused head;
-    - positions count real tokens: left-padded rows of models with learned positions (TRL issue 6800);
-    - sampling settings in the model's generation_config are not followed, and printed;
+    - positions count real tokens, also in left-padded rows of models with learned positions (TRL issue 6800);
+    - sampling settings of the model's generation_config are ignored, and printed;
     - checkpoints are taken between rollouts, so that a resumed run equals an uninterrupted one;
-    - rewards are looked at: as many as completions, finite or None (`fourstage.rl.rewards`);
-    - the reference of a model built in memory is a copy of it, with beta above 0.
+    - rewards are validated: one for each completion, finite or None (`fourstage.rl.rewards`);
+    - with beta above 0, the reference of a model built in memory is a copy of it.
 
     Metrics are means over micro-batches, as in TRL; where rows are grouped by length, short completions weigh a little
-    more in `entropy`, `kl` and `clip_ratio`. Images, tools, environments, vLLM and continuous batching go TRL's way.
+    more in `entropy`, `kl` and `clip_ratio`. Images, tools, environments, vLLM and continuous batching run TRL's code.
 
     Args:
-        model, reward_funcs, args, train_dataset, kwargs: as trl.GRPOTrainer.
+        model, reward_funcs, args, train_dataset, kwargs: as in trl.GRPOTrainer.
     Raises:
-        ValueError: before the first step for what cannot work; during training for rewards that are no finite numbers.
+        ValueError: before the first step for settings that cannot work; during training for rewards that are not
+            finite numbers.
     """
 
-    def __init__(self, model, reward_funcs=None, args=None, train_dataset=None, **kwargs):
+    # In a built trainer; TRL and transformers declare them more loosely.
+    args: GRPOConfig
+    model: nn.Module
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        reward_funcs: RewardSource | list[RewardSource] | None = None,
+        args: GRPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        **kwargs: Any,
+    ):
         check_methods()
         args = args if args is not None else GRPOConfig(output_dir="grpo")
         if reward_funcs is not None:
@@ -77,6 +93,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         if ignored and self.accelerator.is_main_process:
             print(f"rollouts ignore these fields of the model's generation_config: {ignored}")
         accumulation = args.gradient_accumulation_steps
+        assert args.steps_per_generation  # GRPOConfig has filled it
         rollout = args.steps_per_generation * args.num_iterations
         self.add_callback(SaveAtRollouts(math.lcm(accumulation, rollout) // accumulation))
 
@@ -85,8 +102,8 @@ class GRPOTrainer(trl.GRPOTrainer):
 
     def _is_plain(self) -> bool:
         """Whether prompts are text from the data and every process holds the whole model."""
-        others = (self._is_vlm, self.environment_factories, self.rollout_func)
-        return not (any(others) or self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        other_sources = (self._is_vlm, self.environment_factories, self.rollout_func)
+        return not (any(other_sources) or self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     # Rollout
 
@@ -98,15 +115,16 @@ class GRPOTrainer(trl.GRPOTrainer):
         check_batch(rollout)
         return rollout
 
-    def _prepare_inputs(self, generation_batch):
-        before = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
-        if not self.model.training or self._buffered_inputs is before:
-            return inputs
-        self._buffered_inputs = self._regrouped(self._buffered_inputs)  # a new rollout
-        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+    def _prepare_inputs(self, inputs: Any) -> Batch:
+        previous_rollout = self._buffered_inputs
+        batch = super()._prepare_inputs(inputs)
+        if not self.model.training or self._buffered_inputs is previous_rollout:
+            return batch
+        rollout = self._regrouped(cast(list[Batch], self._buffered_inputs))
+        self._buffered_inputs = rollout
+        return rollout[self._step % len(rollout)]
 
-    def _regrouped(self, batches: list[dict]) -> list[dict]:
+    def _regrouped(self, batches: list[Batch]) -> list[Batch]:
         """The micro-batches of a rollout with less padding, and the same sum of losses in each optimizer step."""
         if not all(_TEXT_KEYS.issuperset(batch) for batch in batches):
             return batches
@@ -122,22 +140,24 @@ class GRPOTrainer(trl.GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
     ):
-        asked = {name: value for name, value in kwargs.items() if value is not None}
+        options = {name: value for name, value in kwargs.items() if value is not None}
         score = super()._get_per_token_logps_and_entropies
-        if self._is_vlm or not {"compute_entropy", "compute_aux_loss"}.issuperset(asked):
+        if self._is_vlm or not {"compute_entropy", "compute_aux_loss"}.issuperset(options):
             return score(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
         base = self._base(model)
 
-        def call(*, attention_mask, **inputs):
+        def with_positions(*, attention_mask, **inputs):
             return model(attention_mask=attention_mask, **positions(base, attention_mask), **inputs)
 
+        call: Callable = with_positions
         needs_fused = self.aux_loss_enabled or self._entropy_bonus_enabled or self.args.cast_lm_head_to_fp32
         if not needs_fused and plain_head_pays(base, (batch_size or len(input_ids)) * logits_to_keep):
-            call = plain_head(call, logits_to_keep, self.temperature, asked.get("compute_entropy", False))
-        return score(call, input_ids, attention_mask, logits_to_keep, batch_size, **asked)
+            call = plain_head(call, logits_to_keep, self.temperature, options.get("compute_entropy", False))
+        return score(call, input_ids, attention_mask, logits_to_keep, batch_size, **options)
 
 
-def _whole_model(model, args: GRPOConfig) -> bool:
+def _whole_model(model: str | PreTrainedModel | PeftModel, args: GRPOConfig) -> bool:
     """Whether `model` is a model in memory, without adapters, that each process holds whole."""
+    assert args.distributed_state is not None  # the settings make one when they are built
     sharded = args.distributed_state.distributed_type in ("FSDP", "DEEPSPEED")
     return isinstance(model, PreTrainedModel) and not sharded

@@ -116,7 +116,7 @@ def test_as_a_program_then_evaluated(base, tmp_path):
     done = run_program(*launch, *flags, "--reward_weights", "1", "0.1", "--output_dir", run)
     assert "57 rows to train on, 3 rows held out" in done.stdout and "grpo finished" in done.stdout
     options = ["--format_func", "think_format", "--begin", "<think>", "--samples", "2", "--max_new_tokens", "8"]
-    done = run_program(sys.executable, "recipes/evaluate.py", run, *options, "--answers", tmp_path / "answers.jsonl")
+    done = run_program(sys.executable, "recipes/measure.py", run, *options, "--answers", tmp_path / "answers.jsonl")
     row = json.loads((run / "evaluation.json").read_text())
     assert row["problems"] == 3 and row["verifier"] == "number"
     assert {"right", "right_stderr", "forced_right", "sampled_pass@1", "sampled_pass@2", "in_format"} <= row.keys()
@@ -135,8 +135,8 @@ def test_as_a_program_then_evaluated(base, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
-        ([], "nothing rewards"),
-        (["--reward_funcs", "nubmer"], "'nubmer' is unknown; want exact, number"),
+        ([], "reward_model_name_or_path.*reward_funcs"),
+        (["--reward_funcs", "nubmer"], "'nubmer' is unknown.*exact, number"),
         (["--reward_funcs", "exact", "length", "--reward_weights", "1"], "reward_weights=.* must be 2"),
         ([*DIGITS, "--control=coins"], "control='coins' must be random_reward"),
         ([*DIGITS, "--unverifiable=maybe"], "unverifiable='maybe' must be error or drop"),
@@ -203,8 +203,8 @@ def test_a_healthy_run_is_left_alone():
     ],
 )
 def test_each_collapse_is_said_once_with_its_cause(log, why):
-    said = watched({}, {}, *[log] * 6)
-    assert len(said) == 1 and re.search(why, said[0])
+    messages = watched({}, {}, *[log] * 6, {}, *[log] * 6)
+    assert len(messages) == 1 and re.search(why, messages[0])
 
 
 def test_only_rollouts_are_watched():
@@ -212,4 +212,4 @@ def test_only_rollouts_are_watched():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         watch.on_log(None, SimpleNamespace(is_world_process_zero=True), None, {"loss": 1.0})
-    assert watch.seen == {} and watch.first_entropies == []
+    assert watch.streaks == {} and watch.first_entropies == []
