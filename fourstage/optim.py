@@ -1,29 +1,33 @@
 """Muon for the hidden matrices beside AdamW for the rest, as one optimizer."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 from transformers import PreTrainedModel
 
+from fourstage.arguments import InstructConfig, PretrainConfig
+
 
 class MuonWithAdamW(Optimizer):
     """One optimizer that steps `torch.optim.Muon` on some groups and AdamW on the others.
 
-    Both work on slices of this optimizer's own `param_groups` and on its own `state`, so that schedulers, checkpoints
-    and accelerate see one ordinary optimizer.
+    Each works on some of this optimizer's `param_groups` and on its `state`, so that schedulers, checkpoints and
+    accelerate see one ordinary optimizer.
 
     Args:
-        groups: parameter groups; those with `use_muon=True` hold matrices only. Other keys are the optimizers' own.
+        groups: parameter groups. Groups with `use_muon=True` hold matrices only, the others have `use_muon=False`; the
+            other keys are those of `torch.optim.Muon` and of AdamW.
     """
 
-    def __init__(self, groups: Iterable[dict]):
+    def __init__(self, groups: Iterable[dict[str, Any]]):
         super().__init__(list(groups), defaults={})
         self._link()
 
     def _link(self) -> None:
-        """Points both optimizers at this one's groups and state (again, after either was replaced)."""
+        """Points both optimizers at this one's groups and state; needed again when either was replaced."""
         self._optimizers = []
         for kind, use_muon in ((Muon, True), (AdamW, False)):
             groups = [group for group in self.param_groups if group["use_muon"] is use_muon]
@@ -39,7 +43,8 @@ class MuonWithAdamW(Optimizer):
         self._link()
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One step of both; `closure`, if given, is called first and its loss returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -49,20 +54,27 @@ class MuonWithAdamW(Optimizer):
         return loss
 
 
-def parameter_groups(model: PreTrainedModel, args) -> list[dict]:
-    """Every trainable parameter once: hidden matrices, embeddings, output head, and the vectors (gains and biases).
+def parameter_groups(model: PreTrainedModel, args: PretrainConfig | InstructConfig) -> list[dict[str, Any]]:
+    """Every trainable parameter once: hidden matrices, embeddings, output head, and vectors (gains and biases).
 
-    Hidden matrices are what has two dimensions and is neither an embedding nor the output head. A tied head goes with
-    the embedding. `args` is a PretrainConfig; every learning rate is a multiple of its `learning_rate`.
+    A hidden matrix is a parameter with two dimensions that is neither an embedding nor the output head. A tied head
+    counts as an embedding. Every learning rate is a multiple of `args.learning_rate`.
     """
+    rate, embedding_scale, head_scale = args.learning_rate, args.embedding_lr_scale, args.head_lr_scale
+    assert rate is not None and embedding_scale is not None and head_scale is not None  # `fill_rates` comes first
     embedded = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     head = model.get_output_embeddings()
     in_head = {id(p) for p in head.parameters()} - embedded if head is not None else set()
     kinds: dict[str, list] = {"matrices": [], "embedding": [], "head": [], "vectors": []}
     for parameter in (p for p in model.parameters() if p.requires_grad):
-        in_table = "embedding" if id(parameter) in embedded else "head" if id(parameter) in in_head else None
-        kinds[in_table or ("matrices" if parameter.ndim == 2 else "vectors")].append(parameter)
-    scales = {"embedding": args.embedding_lr_scale, "head": args.head_lr_scale}
+        if id(parameter) in embedded:
+            kind = "embedding"
+        elif id(parameter) in in_head:
+            kind = "head"
+        else:
+            kind = "matrices" if parameter.ndim == 2 else "vectors"
+        kinds[kind].append(parameter)
+    scales = {"embedding": embedding_scale, "head": head_scale}
     adamw = {
         "use_muon": False,
         "betas": (args.adam_beta1, args.adam_beta2),
@@ -74,7 +86,7 @@ def parameter_groups(model: PreTrainedModel, args) -> list[dict]:
     return [
         {
             "params": parameters,
-            "lr": args.learning_rate * scales.get(kind, 1.0),
+            "lr": rate * scales.get(kind, 1.0),
             "weight_decay": 0.0 if kind == "vectors" else args.weight_decay,
             **(muon if kind == "matrices" else adamw),
         }
@@ -83,14 +95,16 @@ def parameter_groups(model: PreTrainedModel, args) -> list[dict]:
     ]
 
 
-def fill_rates(args, scaled_init: bool, random_weights: bool, adapters: bool = False) -> None:
-    """Fills the learning rates of a PretrainConfig that were left open, to what suits the weights it starts from.
+def fill_rates(args: PretrainConfig, scaled_init: bool, random_weights: bool, adapters: bool = False) -> None:
+    """Fills the learning rates that were left open with values that suit the weights a run starts from.
 
-    With `model.scale_init` the embedding is of size one and the head nearly zero, so that they take steps of another
-    size than the matrices. Weights that learned already take smaller steps, as do adapters, which AdamW trains.
+    After `random_init.scale_init` the embedding has size one and the head nearly zero, so that they need steps of
+    another size than the matrices. Trained weights need smaller steps, and so do adapters, which AdamW trains.
     """
-    if args.learning_rate is None:
-        args.learning_rate = 1e-2 if random_weights else 2e-4 if adapters else 1e-3
+    if args.learning_rate is None and random_weights:
+        args.learning_rate = 1e-2
+    elif args.learning_rate is None:
+        args.learning_rate = 2e-4 if adapters else 1e-3
     if args.embedding_lr_scale is None:
         args.embedding_lr_scale = 20.0 if scaled_init else 1.0
     if args.head_lr_scale is None:

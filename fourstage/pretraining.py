@@ -1,14 +1,19 @@
-"""Stage 1: TRL's SFTTrainer with a lean loss for plain text, and Muon beside AdamW."""
+"""Stage 1: TRL's SFTTrainer with the model's own loss for plain text, and Muon beside AdamW."""
 
 import math
 from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import Trainer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import SFTTrainer
 
+from fourstage.arguments import PretrainConfig
+from fourstage.evaluation.generation import bits_per_byte_of
 from fourstage.optim import MuonWithAdamW, fill_rates, parameter_groups
 
 
@@ -16,45 +21,60 @@ class PretrainTrainer(SFTTrainer):
     """SFTTrainer (TRL 1.16) for rows of packed text.
 
     Three things differ. The loss is the model's own: TRL's fused head recomputes the logits in the backward pass and
-    adds entropy and accuracy to every step, a third of the time of a small model. The optimizer is `MuonWithAdamW`
-    unless `use_muon` is off. Evaluations report bits per byte, which tokenizers of any size can be compared by.
+    adds entropy and accuracy to every step, which takes a third of the time of a small model. The optimizer is
+    `MuonWithAdamW` unless `use_muon` is off. Evaluations report bits per byte, by which models with different
+    tokenizers can be compared.
+
+    Args:
+        args, kwargs: as in SFTTrainer, with an `eval_dataset`; the settings are a PretrainConfig.
+        bytes_per_token: UTF-8 bytes of a token of the evaluation's texts, on average (see `bytes_per_token`).
     """
 
-    def __init__(self, *args, bytes_per_token: float, **kwargs):
-        super().__init__(*args, **kwargs)
-        fill_rates(
-            self.args, scaled_init=False, random_weights=False
-        )  # whatever the caller left open: the careful ones
-        self.bytes_per_token = bytes_per_token
-        rows = self.args.max_eval_rows
-        if isinstance(self.eval_dataset, IterableDataset) or len(self.eval_dataset) > rows:
-            self.eval_dataset = self.eval_dataset.take(rows)
+    args: PretrainConfig  # transformers declares the class of all trainers' settings
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if self.aux_loss_enabled:  # mixtures of experts: TRL weights the routers' loss
+    def __init__(self, *args: Any, bytes_per_token: float, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        fill_rates(self.args, scaled_init=False, random_weights=False)  # the smaller rates, where none were given
+        self.bytes_per_token = bytes_per_token
+        rows, held_out = self.args.max_eval_rows, cast(Dataset | IterableDataset, self.eval_dataset)
+        if isinstance(held_out, IterableDataset) or len(held_out) > rows:
+            self.eval_dataset = held_out.take(rows)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The model's own loss; for mixtures of experts TRL's, which adds that of the routers."""
+        if self.aux_loss_enabled:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs["use_cache"] = False
         return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
 
-    def create_optimizer(self, model=None) -> Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """`MuonWithAdamW`, or with `use_muon` off the optimizer that `--optim` names."""
         if self.optimizer is None and self.args.use_muon:
-            self.optimizer = MuonWithAdamW(parameter_groups(self.model, self.args))
+            self.optimizer = MuonWithAdamW(parameter_groups(cast(PreTrainedModel, self.model), self.args))
         return self.optimizer or super().create_optimizer(model)
 
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """The scheduler; warmup_stable_decay falls linearly to zero over the last `decay_ratio` of the steps."""
         if self.args.lr_scheduler_type == "warmup_stable_decay" and not self.args.lr_scheduler_kwargs:
             decay = math.ceil(num_training_steps * self.args.decay_ratio)
             self.args.lr_scheduler_kwargs = {"num_decay_steps": decay, "decay_type": "linear", "min_lr_ratio": 0.0}
         return super().create_scheduler(num_training_steps, optimizer)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds bits per byte to the logs of evaluations."""
         if "eval_loss" in logs:
-            logs["eval_bits_per_byte"] = logs["eval_loss"] / math.log(2) / self.bytes_per_token
+            logs["eval_bits_per_byte"] = bits_per_byte_of(logs["eval_loss"], self.bytes_per_token)
         super().log(logs, start_time)
 
 
-def bytes_per_token(texts: Iterable[str], tokenizer) -> float:
-    """UTF-8 bytes of the texts over their tokens, the end token of each document counted as one."""
+def bytes_per_token(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> float:
+    """UTF-8 bytes of the texts per token; the end token of each document counts as one."""
     size = tokens = 0
     for text in texts:
         size += len(text.encode("utf-8"))
@@ -63,10 +83,10 @@ def bytes_per_token(texts: Iterable[str], tokenizer) -> float:
 
 
 def packing_strategy(attn_implementation: str | None) -> str:
-    """`bfd_split` where flash attention keeps packed documents apart for free, else `wrapped`.
+    """`bfd_split` if flash attention keeps packed documents apart at no cost, else `wrapped`.
 
-    Best-fit packing makes one long padding-free row of a batch, which plain attention on a CPU pays for with 4 to 5
-    times the time per step. Both split long documents and lose no token.
+    Best-fit packing turns a batch into one long row without padding, with which plain attention on a CPU takes 4 to 5
+    times as long per step. Both split long documents and lose no token.
     """
     flash = "flash" in (attn_implementation or "")
     return "bfd_split" if flash and torch.cuda.is_available() else "wrapped"

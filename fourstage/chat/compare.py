@@ -1,4 +1,4 @@
-"""The same prompts, answered by several stages, side by side: `fourstage compare runs/pretrain runs/sft runs/ppo`."""
+"""Several stages answer the same prompts, side by side: `fourstage compare runs/pretrain runs/sft runs/ppo`."""
 
 import argparse
 import gc
@@ -8,9 +8,10 @@ import textwrap
 import unicodedata
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from fourstage.chat.session import (
     Sampling,
@@ -25,21 +26,22 @@ from fourstage.chat.session import (
 )
 from fourstage.evaluation.reward_model import score_conversations
 from fourstage.models.facts import check_one_label
-from fourstage.models.opening import opening
+from fourstage.models.opening import open_tokenizer, opening
 from fourstage.parent import is_gguf
 
-_NARROWEST = 20  # columns of text that can still be read
+_NARROWEST = 20  # cells: the narrowest column that can still be read
 
 
 @dataclass
 class Answer:
-    """What a model said, whether it was cut off, and how each reward model scores it: (name, score)."""
+    """An answer, whether it was cut off, and its (name, score) from each reward model."""
 
     text: str
     is_cut: bool
     scores: list[tuple[str, float]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
+        """The answer as it is printed, with its scores below."""
         lines = visible(self.text).strip("\n").rstrip().split("\n") if self.text.strip() else ["(nothing)"]
         lines += ["(cut off)"] if self.is_cut else []
         return lines + [f"score {score:+.2f} ({visible(name)})" for name, score in self.scores]
@@ -58,18 +60,21 @@ def run_compare(arguments: argparse.Namespace) -> int:
     """`fourstage compare`: one model after the other is opened, answers every prompt, and makes room for the next.
 
     Raises:
-        ValueError: for a wrong setting, or a model that cannot be opened; for most causes before any is.
+        ValueError: for a wrong setting or a model that cannot be opened; in most cases before any model is opened.
     """
     names = ("temperature", "top_p", "top_k", "max_new_tokens")
     sampling = Sampling(**{name: getattr(arguments, name) for name in names})
-    hub = {"revision": arguments.revision or "main", "trust_remote_code": arguments.trust_remote_code == "true"}
+    hub: dict[str, Any] = {
+        "revision": arguments.revision or "main",
+        "trust_remote_code": arguments.trust_remote_code == "true",
+    }
     scorers = [name for name in arguments.models if not is_gguf(name) and is_reward_model(name, **hub)]
-    talkers = [name for name in arguments.models if name not in scorers]
-    if not talkers:
-        raise ValueError(f"models={', '.join(scorers)}: reward models only score; name one that answers beside them")
+    speakers = [name for name in arguments.models if name not in scorers]
+    if not speakers:
+        raise ValueError(f"models={', '.join(scorers)}: reward models only score; name a model that answers too")
     prompts = [text.encode(errors="replace").decode() for text in arguments.prompt or ["What is an LLM?"]]
     columns = []
-    for name in talkers:
+    for name in speakers:
         speaker = open_speaker(name, dtype=arguments.dtype, **hub)
         note(speaker.describe())
         torch.manual_seed(arguments.seed)
@@ -92,7 +97,7 @@ def _ask(speaker: Speaker, prompts: list[str], system: str | None, sampling: Sam
         if len(ids) >= speaker.context:
             raise ValueError(
                 f"prompt={prompt[:40]!r} has {len(ids)} tokens, the context of {speaker.name} is {speaker.context}; "
-                "shorten it"
+                "shorten the prompt"
             )
         stream = speak(speaker, ids, sampling)
         if stream.interrupted:
@@ -103,13 +108,14 @@ def _ask(speaker: Speaker, prompts: list[str], system: str | None, sampling: Sam
 
 
 def _turns(prompt: str, system: str | None) -> list[dict]:
-    return [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": prompt}]
+    system_turns = [{"role": "system", "content": system}] if system else []
+    return [*system_turns, {"role": "user", "content": prompt}]
 
 
 def _score(name: str, prompts: list[str], system: str | None, columns: list[Column], hub: dict) -> None:
-    """Adds the score of the reward model `name` to every answer, each read in its chat template as in training."""
+    """Adds the score of the reward model `name` to every answer, read in the model's chat template as in training."""
+    tokenizer = open_tokenizer(name, **hub)
     with opening(name):
-        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
         model = AutoModelForSequenceClassification.from_pretrained(
             name, dtype=torch.float32, use_safetensors=True, **hub
         )
@@ -117,23 +123,23 @@ def _score(name: str, prompts: list[str], system: str | None, columns: list[Colu
     model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     note(f"{name}: a reward model, {model.num_parameters():,} parameters; it scores the answers")
     for column in columns:
-        said = [{"role": "assistant", "content": answer.text} for answer in column.answers]
-        conversations = [[*_turns(p, system), turn] for p, turn in zip(prompts, said, strict=True)]
+        answers = [{"role": "assistant", "content": answer.text} for answer in column.answers]
+        conversations = [[*_turns(prompt, system), turn] for prompt, turn in zip(prompts, answers, strict=True)]
         scores = score_conversations(model, tokenizer, conversations)
         for answer, score in zip(column.answers, scores, strict=True):
             answer.scores.append((name, score))
 
 
 def layout(answers: list[tuple[str, str, Answer]], width: int) -> list[str]:
-    """Lines for the answers (name, what it is, answer): in columns if `width` has room for them, else one by one."""
-    wide = (width - 3 * (len(answers) - 1)) // len(answers)
-    if wide < _NARROWEST:
+    """Lines for the answers (name, what it is, answer): in columns if `width` cells are enough, else one by one."""
+    column = (width - 3 * (len(answers) - 1)) // len(answers)
+    if column < _NARROWEST:
         return [line for name, what, answer in answers for line in _stacked(name, what, answer)][:-1]
-    heads = [_wrap(visible(name), wide) + _wrap(visible(what), wide) for name, what, _ in answers]
-    bodies = [[part for line in answer.lines() for part in _wrap(line, wide)] for _, _, answer in answers]
-    rows = [_row(cells, wide) for cells in zip_longest(*heads, fillvalue="")]
-    rows.append("-+-".join("-" * wide for _ in answers))
-    return rows + [_row(cells, wide) for cells in zip_longest(*bodies, fillvalue="")]
+    heads = [_wrap(visible(name), column) + _wrap(visible(what), column) for name, what, _ in answers]
+    bodies = [[part for line in answer.lines() for part in _wrap(line, column)] for _, _, answer in answers]
+    rows = [_row(cells, column) for cells in zip_longest(*heads, fillvalue="")]
+    rows.append("-+-".join("-" * column for _ in answers))
+    return rows + [_row(cells, column) for cells in zip_longest(*bodies, fillvalue="")]
 
 
 def _stacked(name: str, what: str, answer: Answer) -> list[str]:

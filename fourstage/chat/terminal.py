@@ -1,6 +1,7 @@
-"""A conversation in the terminal, or through pipes: `fourstage chat runs/sft < questions.txt`."""
+"""A conversation in the terminal or through pipes: `fourstage chat runs/sft < questions.txt`."""
 
 import argparse
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from fourstage.chat.session import (
 
 _HELP = """\
 /reset            forget the conversation; the system prompt and the settings stay
-/system [TEXT]    begin anew with this system prompt, or without one
+/system [TEXT]    start over with this system prompt, or without one
 /set [NAME VALUE] show the sampling settings, or set one: temperature, top_p, top_k, max_new_tokens
 /save FILE        write the conversation to a new file, one line of JSON with `messages`
 /help, /exit      Ctrl-C stops an answer, Ctrl-D ends; text that starts with a slash is sent after a space"""
@@ -32,9 +33,9 @@ _HELP = """\
 
 @dataclass
 class Chat:
-    """A conversation: `turns` are all of it, `since` is the first turn that still fits into the context.
+    """A conversation: all its `turns`, of which the model still sees those from index `since` on.
 
-    A model that continues text has `texts` instead, pairs of the text given and what followed.
+    For a model that continues text it has `texts` instead: pairs of a prompt and its continuation.
     """
 
     speaker: Speaker
@@ -45,10 +46,11 @@ class Chat:
     texts: list[tuple[str, str]] = field(default_factory=list)
 
     def system_turns(self) -> list[dict]:
+        """The system prompt as a list of one turn, or of none."""
         return [{"role": "system", "content": self.system}] if self.system else []
 
     def rows(self) -> list[dict]:
-        """As `/save` writes them: one row of `messages`, or rows of `prompt` and `completion` (both TRL's formats)."""
+        """What `/save` writes: one row of `messages`, or rows of `prompt` and `completion` (both formats of TRL)."""
         if not self.speaker.chats:
             return [{"prompt": prompt, "completion": text} for prompt, text in self.texts]
         return [{"messages": self.system_turns() + self.turns}] if self.turns else []
@@ -62,8 +64,9 @@ def run_chat(arguments: argparse.Namespace) -> int:
     """
     names = ("temperature", "top_p", "top_k", "max_new_tokens")
     sampling = Sampling(**{name: getattr(arguments, name) for name in names})
-    for stream in (sys.stdin, sys.stdout, sys.stderr):  # a byte that is no text must not end the conversation
-        stream.reconfigure(errors="replace")
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # a byte that is not text must not end the conversation
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     speaker = open_speaker(
         arguments.model,
         revision=arguments.revision,
@@ -87,7 +90,7 @@ def _talk(chat: Chat) -> int:
     """In a terminal: until /exit or Ctrl-D."""
     import readline  # noqa: F401 (gives `input` line editing and a history)
 
-    note("/help lists the commands; Ctrl-D ends" + ("" if chat.speaker.chats else "; an empty line goes on"))
+    note("/help lists the commands; Ctrl-D ends" + ("" if chat.speaker.chats else "; an empty line continues the text"))
     while True:
         try:
             line = input("> ")
@@ -105,7 +108,7 @@ def _talk(chat: Chat) -> int:
 
 
 def _answer_lines(chat: Chat) -> int:
-    """Through pipes: every line is a turn or a command; questions are repeated, so that the output can be read."""
+    """Through pipes: every line is a turn or a command; questions are printed too, so that the output can be read."""
     failed = False
     for line in _lines():
         is_text = not line.startswith("/")
@@ -127,7 +130,7 @@ def _lines() -> Iterator[str]:
 
 
 def _take(chat: Chat, line: str) -> bool:
-    """Obeys a command or answers a line; False after /exit. An empty line goes on with the text, if there is one."""
+    """Runs a command or answers a line; False after /exit. An empty line continues the text, if there is one."""
     if line.startswith("/"):
         return command(chat, line)
     if line.strip() or (chat.texts and not chat.speaker.chats):
@@ -136,7 +139,7 @@ def _take(chat: Chat, line: str) -> bool:
 
 
 def command(chat: Chat, line: str) -> bool:
-    """Obeys a line that begins with a slash; False after /exit. Raises ValueError for one that cannot be obeyed."""
+    """Runs a line that begins with a slash; False after /exit. Raises ValueError for an unknown or wrong command."""
     name, _, rest = line.strip().partition(" ")
     rest = rest.strip()
     if name == "/exit":
@@ -148,23 +151,25 @@ def command(chat: Chat, line: str) -> bool:
         note("forgotten")
     elif name == "/system":
         set_system(chat, rest)
-        note("begun anew " + ("with that system prompt" if rest else "without a system prompt"))
+        note("started over " + ("with that system prompt" if rest else "without a system prompt"))
     elif name == "/set":
         _set(chat.sampling, rest)
     elif name == "/save":
         note(save(chat, rest))
     else:
-        raise ValueError(f"{name} is no command; /help lists them (put a space before text that starts with a slash)")
+        raise ValueError(
+            f"{name} is not a command; /help lists them (put a space before text that starts with a slash)"
+        )
     return True
 
 
 def reset(chat: Chat) -> None:
-    """Forgets what was said."""
+    """Forgets the conversation."""
     chat.turns, chat.since, chat.texts = [], 0, []
 
 
 def set_system(chat: Chat, text: str | None) -> None:
-    """Begins anew with a system prompt, or without; ValueError if the model continues text or its template has none."""
+    """Starts over, with a system prompt or without; ValueError if the model or its template cannot have one."""
     if text and not chat.speaker.chats:
         raise ValueError(f"system={text!r}: {chat.speaker.name} continues text, and has no system prompt; leave it out")
     former, chat.system = chat.system, text or None
@@ -178,19 +183,19 @@ def set_system(chat: Chat, text: str | None) -> None:
 
 
 def _set(sampling: Sampling, words: str) -> None:
-    found = re.fullmatch(r"(\w+)[ =]+(\S+)", words)
-    if words and not found:
-        raise ValueError(f"/set {words}: want a name and a value, such as /set temperature 0.7")
-    if found:
-        sampling.set(found[1], found[2])
+    setting = re.fullmatch(r"(\w+)[ =]+(\S+)", words)
+    if words and not setting:
+        raise ValueError(f"/set {words}: give a name and a value, such as /set temperature 0.7")
+    if setting:
+        sampling.set(setting[1], setting[2])
     note(", ".join(f"{name} {value}" for name, value in vars(sampling).items()))
 
 
 def save(chat: Chat, name: str) -> str:
-    """Writes the conversation to the new file `name` as JSON lines; what was done, in words.
+    """Writes the conversation to the new file `name` as JSON lines; returns a line that says so.
 
     Raises:
-        ValueError: if there is nothing to save, no name, or the file cannot be made; one that is there is kept.
+        ValueError: if there is nothing to save, no name, or the file cannot be written; an existing file is kept.
     """
     rows = chat.rows()
     if not name or not rows:
@@ -199,18 +204,19 @@ def save(chat: Chat, name: str) -> str:
         with Path(name).expanduser().open("x", encoding="utf-8") as file:
             file.writelines(escaped_json(row) + "\n" for row in rows)
     except FileExistsError:
-        raise ValueError(f"/save: {name} is there already; choose another name") from None
+        raise ValueError(f"/save: {name} exists already; choose another name") from None
     except OSError as error:
         raise ValueError(f"/save: {name} cannot be written ({error.strerror}); choose another name") from None
     return f"saved to {name}"
 
 
 def ask(chat: Chat, text: str) -> Stream:
-    """Answers one turn, or continues the text, on stdout as it comes; remembers both, and says how it ended if early.
+    """Answers one turn, or continues the text, on stdout as it comes, and notes why if the model did not end it.
 
-    A turn of which not a word was answered before Ctrl-C is forgotten. Raises ValueError for text that does not fit.
+    Turn and answer are added to the conversation, unless Ctrl-C came before the first word. Raises ValueError for text
+    that does not fit into the context.
     """
-    text = text.encode(errors="replace").decode()  # a byte of the command line that is no text
+    text = text.encode(errors="replace").decode()  # for bytes of the command line that are not text
     goes_on = not chat.speaker.chats and not text.strip() and chat.texts
     prompt = "".join(chat.texts[-1]) if goes_on else text
     ids = _turn_ids(chat, prompt) if chat.speaker.chats else _continued_ids(chat, prompt)
@@ -245,7 +251,7 @@ def _least_room(chat: Chat) -> int:
 
 
 def _turn_ids(chat: Chat, text: str) -> list[int]:
-    """Ids of the conversation with the new turn; leaves the oldest turns out, for good, where the context is full."""
+    """Ids of the conversation with the new turn; if the context is full, the oldest turns are left out for good."""
     turn, room = {"role": "user", "content": text}, chat.speaker.context - _least_room(chat)
     since = chat.since
     while True:
@@ -262,7 +268,7 @@ def _turn_ids(chat: Chat, text: str) -> list[int]:
 
 
 def _continued_ids(chat: Chat, text: str) -> list[int]:
-    """Ids of bare text; only the last where the context is full."""
+    """Ids of bare text; if the context is full, only the last of them."""
     ids, room = text_ids(chat.speaker, text), chat.speaker.context - _least_room(chat)
     if len(ids) > room:
         note(f"(the context of {chat.speaker.context} tokens is full: it sees the last {room} tokens)")

@@ -49,7 +49,10 @@ def text_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: 
 
 
 def bits_per_byte_of(nats: float, size: float) -> float:
-    """A cost of `nats` for `size` UTF-8 bytes, in bits a byte: nats / ln 2 / bytes. Example: 13.863, 10 -> 2.0."""
+    """Bits per byte of a text that costs `nats` and has `size` UTF-8 bytes: nats / ln 2 / size.
+
+    Example: 13.863 nats, 10 bytes -> 2.0.
+    """
     return nats / math.log(2) / size
 
 

@@ -172,7 +172,7 @@ def test_saved_file_is_messages(folders, tmp_path, tokenizer, cli):
     file = tmp_path / "said.jsonl"
     lines = f"/save {file}\n/system gef\ndim\nhub \u202e dim\n/save {file}\n/save {file}\n/reset\n/save {file}\n"
     status, _, err = cli("chat", folders / "hostile", "--temperature", 0, stdin=lines)
-    assert status == 1 and err.count("nothing was said yet") == 2 and err.count("is there already") == 1
+    assert status == 1 and err.count("nothing was said yet") == 2 and err.count("exists already") == 1
     raw = file.read_text()
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", raw)  # harmless to `cat`
     (row,) = datasets.load_dataset("json", data_files=str(file), split="train")
@@ -258,7 +258,7 @@ def test_commands_that_cannot_be_obeyed(cli, folders):
     lines = "/nope\n/set temperature hot\n/set colour 3\n/set temperature\n/save\n/help\n /dim\n/exit\nnever\n"
     status, out, err = cli("chat", folders / "answers", "--temperature", 0, stdin=lines)
     assert status == 1 and out == "> \u0020/dim\nbab, gef!\n\n"
-    for part in ("/nope is no command", "temperature=hot must be", "'colour' is no sampling", "want a name", "name a"):
+    for part in ("/nope is not a command", "temperature=hot must be", "'colour' is no sampling", "give a name", "name a"):
         assert part in err
     for name in ("/reset", "/system", "/set", "/save", "/help", "/exit"):
         assert f"\n{name} " in err or f" {name} " in err

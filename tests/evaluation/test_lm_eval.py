@@ -32,15 +32,16 @@ def folder(model, tokenizer, tmp_path, monkeypatch):
 def evaluate(folder, *flags):
     """Runs the recipe in this process; returns what it left in evaluation.json."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["evaluate.py", str(folder), *map(str, flags)])
+        patch.setattr(sys, "argv", ["measure.py", str(folder), *map(str, flags)])
         patch.setattr(sys, "path", list(sys.path))
-        recipe = load_recipe("evaluate")
+        recipe = load_recipe("measure")
         recipe.main(recipe.arguments())
     return json.loads((folder / "evaluation.json").read_text())
 
 
 def made_by(folder, stage):
-    record = {"status": "finished", "stage": stage, "arguments": {"training": {}, "data": {}}, "seed": 0}
+    record = {"status": "finished", "stage": stage, "arguments": {"training": {}, "data": {}}}
+    record |= {"seed": 0, "versions": {}}
     (folder / "run.json").write_text(json.dumps(record))
 
 
