@@ -1,21 +1,28 @@
-"""The critic: a value for the state before every token, from a backbone and a scalar head."""
+"""The critic: a value for the state at every position, from a backbone and a head with one output."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
-from accelerate.utils import is_peft_model
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from trl.trainer.utils import disable_dropout_in_model, use_adapter
 
+from fourstage.models.facts import check_one_label
 from fourstage.models.opening import opening
-from fourstage.rl.forward import positions
-from fourstage.rl.rewards import check_one_label
+from fourstage.ppo.config import PPOConfig
+from fourstage.rl.forward import base_model, positions
 
 HEAD_FILE = "value_head.safetensors"
 ADAPTER = "value"
@@ -24,106 +31,127 @@ ADAPTER = "value"
 class Critic(nn.Module):
     """V(s_t) for every position t of a batch: `forward(input_ids, attention_mask)` -> (B, P + T) float32.
 
-    `shared_with` is the policy whose frozen base the critic uses through an adapter of its own, else None.
+    The value at a position is that of the state after its token.
+
+    Args:
+        backbone: gives hidden states. head: (B, P + T, hidden size) -> (B, P + T, 1).
+        shared_with: the policy, if the critic uses the policy's frozen base through an adapter of its own.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, shared_with: nn.Module | None = None):
+    backbone: PreTrainedModel  # only without `shared_with`; with adapters a PeftModel, which answers in its place
+
+    def __init__(self, backbone: PreTrainedModel, head: nn.Linear, shared_with: PeftModel | None = None):
         super().__init__()
         self.head = head
-        # A shared backbone belongs to the policy: no submodule of the critic, or it would be moved and saved twice.
-        self._backbone = [backbone] if shared_with is not None else None
+        # In lists, which hide modules from nn.Module: as submodules, the policy and its backbone would be moved and
+        # saved twice.
+        self._shared_backbone = [backbone] if shared_with is not None else []
+        self._policy = [shared_with] if shared_with is not None else []
         if shared_with is None:
             self.backbone = backbone
-        self._policy = [shared_with]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        backbone = self._backbone[0] if self._backbone else self.backbone
+        backbone = self._shared_backbone[0] if self._shared_backbone else self.backbone
         extra = positions(backbone, attention_mask)
         hidden = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra)
         return self.head(hidden.last_hidden_state.to(next(self.head.parameters()).dtype)).squeeze(-1).float()
 
+    @property
+    def policy(self) -> PeftModel | None:
+        """The policy whose frozen base the critic shares, if any."""
+        return self._policy[0] if self._policy else None
+
     @contextmanager
-    def active(self) -> Iterator[None]:
-        """Within it a shared backbone computes values, not the policy's hidden states; backward passes too."""
-        if self._policy[0] is None:
+    def active(self) -> Generator[None]:
+        """A context for forward and backward passes, in which a shared base uses the critic's adapter."""
+        if self.policy is None:
             yield
         else:
-            with use_adapter(self._policy[0], ADAPTER):
+            with use_adapter(self.policy, ADAPTER):
                 yield
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """What the critic's optimizer updates, by name."""
+        """The parameters that the critic's optimizer updates, by name."""
         own = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        if self._policy[0] is None:
+        if self.policy is None:
             return own
-        return own | {n: p for n, p in self._policy[0].named_parameters() if f".{ADAPTER}." in n}
+        return own | {name: p for name, p in self.policy.named_parameters() if f".{ADAPTER}." in name}
 
     def save(self, folder: Path) -> None:
-        """Writes a folder that `load_critic` reads: the backbone (an adapter merged), and the head beside it.
+        """Writes the backbone, with adapters merged, and the head beside it: a folder for `load_critic`.
 
-        A critic that shares the policy's base leaves its adapter, to be put on that base with PEFT, and the head.
+        A critic that shares the policy's base writes its adapter, which PEFT puts on that base, and the head.
         """
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous() for name, value in self.head.state_dict().items()}, folder / HEAD_FILE)
-        if self._policy[0] is not None:
-            self._policy[0].save_pretrained(folder, selected_adapters=[ADAPTER])
-        elif is_peft_model(self.backbone):
-            copy.deepcopy(self.backbone).merge_and_unload().save_pretrained(folder)
+        if self.policy is not None:
+            self.policy.save_pretrained(str(folder), selected_adapters=[ADAPTER])
         else:
-            self.backbone.save_pretrained(folder)
+            backbone = self.backbone
+            merged = copy.deepcopy(backbone).merge_and_unload() if isinstance(backbone, PeftModel) else backbone
+            merged.save_pretrained(folder)
 
 
-def classifier_critic(model: PreTrainedModel) -> Critic:
+def classifier_critic(model: PreTrainedModel | PeftModel) -> Critic:
     """The critic that is a sequence classifier with one label, such as a reward model: its score at every position.
 
     Raises:
-        ValueError: for another number of labels, or a classifier whose head is not one module on the last hidden state.
+        ValueError: if it has another number of labels, or its head is not one linear layer on the last hidden state.
     """
-    model = model.get_base_model() if is_peft_model(model) else model
-    check_one_label(model, "value_model")
-    head = next((getattr(model, name) for name in ("score", "classifier") if hasattr(model, name)), None)
+    classifier = base_model(model)
+    check_one_label(getattr(classifier.config, "num_labels", None), f"value_model: {type(classifier).__name__}")
+    head = next((getattr(classifier, name) for name in ("score", "classifier") if hasattr(classifier, name)), None)
     if not isinstance(head, nn.Linear):
         raise ValueError(
-            f"value_model: {type(model).__name__} has no linear head called score or classifier, so it gives no value "
-            "at every token; leave value_model out, and the policy's backbone with a new head is the critic"
+            f"value_model: {type(classifier).__name__} has no linear head called score or classifier, so it has no "
+            "value for every token; leave value_model out to use the policy's backbone with a new head"
         )
-    return Critic(model.base_model, head)
+    return Critic(backbone_of(classifier), head)
 
 
 def policy_critic(policy: PreTrainedModel) -> Critic:
     """A copy of the policy's backbone with a head of zeros: every value starts at 0."""
-    backbone = copy.deepcopy(policy.base_model)
+    backbone = copy.deepcopy(backbone_of(policy))
     return Critic(backbone, zero_head(policy))
 
 
-def adapter_critic(policy: nn.Module) -> Critic:
+def adapter_critic(policy: PeftModel) -> Critic:
     """A second adapter on the frozen base of a policy with adapters: no second copy of the weights."""
     if ADAPTER not in policy.peft_config:
         settings = copy.deepcopy(policy.peft_config["default"])
-        # Those belong to the policy's vocabulary and head; the critic has a head of its own.
-        settings.trainable_token_indices = settings.modules_to_save = None
+        # These fields belong to the policy's vocabulary and head; the critic has a head of its own.
+        for field in ("trainable_token_indices", "modules_to_save"):
+            setattr(settings, field, None)
         policy.add_adapter(ADAPTER, settings)
     policy.set_adapter("default")
-    base = policy.get_base_model()
-    return Critic(base.base_model, zero_head(base), shared_with=policy)
+    base = base_model(policy)
+    return Critic(backbone_of(base), zero_head(base), shared_with=policy)
+
+
+def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model below its head, which gives hidden states."""
+    return cast(PreTrainedModel, model.base_model)  # transformers' own type says nn.Module
 
 
 def zero_head(model: PreTrainedModel) -> nn.Linear:
-    """A linear head without bias whose weights are 0 (openai/lm-human-preferences starts its value head so)."""
+    """A linear head without bias whose weights are 0 (openai/lm-human-preferences starts its value head this way)."""
     head = nn.Linear(model.config.get_text_config().hidden_size, 1, bias=False)
     nn.init.zeros_(head.weight)
     return head
 
 
 def load_critic(name: str) -> Critic:
-    """The critic of a folder that `Critic.save` wrote, or of any sequence classifier with one label (folder or id).
+    """The critic in a folder that `Critic.save` wrote, or any sequence classifier with one label (folder or Hub id).
 
     Raises:
-        ValueError: for the adapter of a critic that shares its policy's base, and as `classifier_critic`.
+        ValueError: for an adapter of a critic that shares its policy's base, and as `classifier_critic`.
     """
     folder = Path(name)
     if (folder / ADAPTER / "adapter_config.json").is_file():
-        raise ValueError(f"value_model={name} is an adapter that shares its policy's base; name a whole critic")
+        raise ValueError(
+            f"value_model={name} is an adapter that shares its policy's base; give the folder of a critic with all its "
+            "weights, or a classifier with one label"
+        )
     if (folder / HEAD_FILE).is_file():
         backbone = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
         weights = load_file(folder / HEAD_FILE)
@@ -132,27 +160,35 @@ def load_critic(name: str) -> Critic:
         return Critic(backbone, head)
     with opening(name):
         labels = AutoConfig.from_pretrained(name).num_labels
-    if labels != 1:
-        raise ValueError(f"value_model={name} has num_labels={labels}; it must give one value: num_labels=1")
+    check_one_label(labels, f"value_model={name}")
     with opening(name):
         model = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
     return classifier_critic(model)
 
 
-def same_vocabulary(one, other) -> bool:
-    """Whether two tokenizers give every token the same id: equal sizes say nothing about that."""
+def same_vocabulary(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers give every token the same id. Equal sizes do not show that."""
     return one.get_vocab() == other.get_vocab()
 
 
-def build_critic(policy, value_model, scorers: list[tuple], tokenizer, peft_config) -> Critic:
-    """The critic of a run, first match: the given one; an adapter beside the policy's; a copy of the only reward model
-    if its vocabulary is the policy's; the policy's backbone with a head of zeros.
+def build_critic(
+    policy: PreTrainedModel | PeftModel,
+    value_model: str | PreTrainedModel | PeftModel | None,
+    scorers: list[tuple[PreTrainedModel, PreTrainedTokenizerBase]],
+    tokenizer: PreTrainedTokenizerBase,
+    peft_config: PeftConfig | None,
+) -> Critic:
+    """The critic of a run, the first of these that applies: the given `value_model`; an adapter beside the policy's; a
+    copy of the only reward model, if it has the policy's vocabulary; the policy's backbone with a head of zeros.
 
     Args:
-        policy: unwrapped. value_model: None, a name, or a sequence classifier. scorers: (reward model, its tokenizer)
-        among the reward functions. tokenizer: the policy's. peft_config: adapters for a critic that is none itself.
+        policy: unwrapped. value_model: a name, or a sequence classifier with one label. scorers: the reward models
+        among the reward functions, each with its tokenizer. tokenizer: the policy's. peft_config: adapters for a critic
+        that is not an adapter itself.
+    Raises:
+        ValueError: as `load_critic`, and if the critic's vocabulary is smaller than the policy's.
     """
-    if value_model is None and is_peft_model(policy):
+    if value_model is None and isinstance(policy, PeftModel):
         return adapter_critic(policy)
     if isinstance(value_model, str):
         critic = load_critic(value_model)
@@ -161,7 +197,7 @@ def build_critic(policy, value_model, scorers: list[tuple], tokenizer, peft_conf
     elif len(scorers) == 1 and same_vocabulary(scorers[0][1], tokenizer):
         critic = classifier_critic(copy.deepcopy(scorers[0][0]))
     else:
-        critic = policy_critic(policy.get_base_model() if is_peft_model(policy) else policy)
+        critic = policy_critic(base_model(policy))
     _check_vocabulary(critic, tokenizer)
     critic.requires_grad_(True)
     if peft_config is not None:
@@ -169,8 +205,8 @@ def build_critic(policy, value_model, scorers: list[tuple], tokenizer, peft_conf
     return critic
 
 
-def _check_vocabulary(critic: Critic, tokenizer) -> None:
-    size = critic.backbone.get_input_embeddings().weight.shape[0]
+def _check_vocabulary(critic: Critic, tokenizer: PreTrainedTokenizerBase) -> None:
+    size = len(cast(nn.Embedding, critic.backbone.get_input_embeddings()).weight)
     if size < len(tokenizer):
         raise ValueError(
             f"value_model reads {size} token ids, the policy's tokenizer has {len(tokenizer)}: the critic reads the "
@@ -178,16 +214,16 @@ def _check_vocabulary(critic: Critic, tokenizer) -> None:
         )
 
 
-def _with_adapters(backbone: PreTrainedModel, peft_config: PeftConfig) -> nn.Module:
+def _with_adapters(backbone: PreTrainedModel, peft_config: PeftConfig) -> PreTrainedModel:
     settings = copy.deepcopy(peft_config)
     settings.task_type = "FEATURE_EXTRACTION"
-    return get_peft_model(backbone, settings)
+    return cast(PreTrainedModel, get_peft_model(backbone, settings))  # a PeftModel answers as the model it wraps
 
 
-def prepare_critic(critic: Critic, device: torch.device, args) -> None:
-    """Dropout off, on the device, gradient checkpointing as the policy's."""
+def prepare_critic(critic: Critic, device: torch.device, args: PPOConfig) -> None:
+    """Turns dropout off if `args` do, moves the critic to `device`, and sets gradient checkpointing as the policy's."""
     if args.disable_dropout:
         disable_dropout_in_model(critic)
     critic.to(device).train(bool(args.activation_checkpointing))
-    if args.activation_checkpointing and critic._policy[0] is None:
+    if args.activation_checkpointing and critic.policy is None:
         critic.backbone.activation_checkpointing_enable()

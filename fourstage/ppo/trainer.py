@@ -3,20 +3,26 @@
 import copy
 import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ProcessorMixin
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl import GRPOTrainer
+from trl.trainer.grpo_trainer import RewardFunc
 from trl.trainer.utils import use_adapter
 
 from fourstage.evaluation.generation import ignored_sampling_fields, plain_sampling
 from fourstage.ppo import functional as F
 from fourstage.ppo.config import PPOConfig
-from fourstage.ppo.critic import build_critic, prepare_critic
+from fourstage.ppo.critic import Critic, build_critic, prepare_critic
+from fourstage.ppo.metrics import policy_metrics, rollout_explained_variance, rollout_metrics
 from fourstage.rl.batches import Batch, grouped_by_length, loss_mask, trimmed
 from fourstage.rl.checks import check_head, check_launch_supported, check_prompts
 from fourstage.rl.forward import base_model, frozen_copy, plain_head, plain_head_pays, positions, whole
@@ -31,41 +37,71 @@ VALUE_FILE, VALUE_OPTIMIZER_FILE = "value_model.safetensors", "value_optimizer.p
 class PPOTrainer(GRPOTrainer):
     """Proximal policy optimisation of a language model (arXiv 1909.08593), on prompts in text or conversations.
 
-    A rollout is generated and rewarded by GRPOTrainer. Here it gets log-probabilities, KL and values, micro-batch by
-    micro-batch, then advantages; GRPOTrainer's clipped loss trains the policy on them, and the critic has a backward
-    pass, gradient clipping and optimizer of its own. The KL penalty is in the reward, never in the loss.
+    `train` repeats these six steps, of which 1 and the loop are GRPOTrainer's:
+
+    1. Rollout: `_generate_and_score_completions`. The policy samples a completion for every prompt.
+    2. Scores: `_calculate_rewards`. Each reward source scores each completion; the score is their weighted sum.
+    3. Probabilities and values: `_with_advantages` asks `_logps` (policy), `_ref_logps` (reference) and `_values`
+       (critic), in the micro-batches that are trained on.
+    4. Reward per token: `functional.shaped_rewards`, -beta * (log policy - log reference) at each token, and the score
+       at the last. The KL penalty is in the reward, never in the loss.
+    5. Advantages: `functional.gae` turns rewards and values into advantages and returns; `_whiten` scales the
+       advantages over all tokens of all processes.
+    6. Learning, `num_iterations` passes over the micro-batches. `_compute_loss` runs the critic's backward pass on
+       `_value_loss`, then returns GRPOTrainer's clipped loss of the policy. `training_step` goes back through it, and
+       `_step_critic` clips and steps the critic with an optimizer of its own.
+
+    docs/ppo_in_one_page.py is the same algorithm on a toy.
 
     Args:
-        model: the policy: a name, a model, or a PeftModel whose adapter goes on training.
+        model: the policy: a name, a model, or a PeftModel whose adapter is trained further.
         reward_funcs: reward functions as TRL calls them, sync or async, reward models or their names; one or a list.
-        args: PPOConfig.
+        args: the settings. Default: PPOConfig(output_dir="ppo").
         value_model: the critic: a name or a sequence classifier with one label. Default: with adapters on the policy, a
             second adapter on the same base; else a copy of the only reward model, if its vocabulary is the policy's;
             else the policy's backbone with a head of zeros.
-        value_peft_config: adapters for a critic that is no adapter itself.
+        value_peft_config: adapters for a critic that is not an adapter itself.
         kwargs: as GRPOTrainer: train_dataset (column `prompt`, other columns go to the reward functions),
             eval_dataset, processing_class, reward_processing_classes, peft_config, callbacks, optimizers.
     Raises:
         ValueError: before the first step, for what is not supported or cannot work; during training, for rewards that
-            are no finite numbers.
+            are not finite numbers.
     """
 
     _tag_names = ["trl", "ppo"]
     _name = "PPO"
     _paper = {"title": "Fine-Tuning Language Models from Human Preferences", "id": "1909.08593", "citation": ""}
 
-    def __init__(self, model, reward_funcs, args=None, *, value_model=None, value_peft_config=None, **kwargs):
+    # In a built trainer; TRL and transformers declare them more loosely.
+    args: PPOConfig
+    model: nn.Module
+    ref_model: nn.Module | None
+    lr_scheduler: LambdaLR
+    reward_processing_classes: list[PreTrainedTokenizerBase]
+    _buffered_inputs: list[Batch]  # None before the first rollout
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        reward_funcs: RewardFunc | list[RewardFunc],
+        args: PPOConfig | None = None,
+        *,
+        value_model: str | PreTrainedModel | None = None,
+        value_peft_config: PeftConfig | None = None,
+        **kwargs: Any,
+    ):
         check_methods()
         args = args if args is not None else PPOConfig(output_dir="ppo")
         if isinstance(kwargs.get("processing_class"), ProcessorMixin):
-            raise ValueError("processing_class is a processor of images or sound; PPOTrainer takes text models only")
+            raise ValueError("processing_class must be a tokenizer, not a processor: PPOTrainer takes text models only")
         reward_funcs, kwargs["reward_processing_classes"] = prepare_rewards(
             reward_funcs, kwargs.get("reward_processing_classes"), kwargs.get("train_dataset")
         )
         value_peft_config = copy.deepcopy(value_peft_config)  # PEFT writes into the policy's, which may be the same one
-        # GRPO loads the reference from the policy's path, which a model built in memory has not: a copy is made below.
         adapters = kwargs.get("peft_config") is not None or is_peft_model(model)
-        beta, args.beta = args.beta, args.beta if adapters else 0.0
+        beta = args.beta
+        if not adapters:
+            args.beta = 0.0  # else GRPO loads a reference from the policy's path, which it may not have; see below
         try:
             super().__init__(model, reward_funcs, args, **kwargs)
         finally:
@@ -77,43 +113,54 @@ class PPOTrainer(GRPOTrainer):
         check_head(self)
         policy = self.accelerator.unwrap_model(self.model)
         if args.beta and not adapters:
-            self.ref_model = frozen_copy(self)
+            self.ref_model = frozen_copy(self)  # also for a model that was built in memory
         ignored = ignored_sampling_fields(base_model(policy))
         if ignored and self.accelerator.is_main_process:
             print(f"rollouts ignore these fields of the policy's generation_config: {ignored}")
-        # In a list: no part of the policy, which is what gets saved and wrapped.
-        self._critic = [self._build_critic(policy, value_model, value_peft_config)]
-        prepare_critic(self.value_model, self.accelerator.device, args)
-        self._value_parameters = self.value_model.trained()
-        kind, options = self.get_optimizer_cls_and_kwargs(args)
-        options = {**options, "lr": args.value_learning_rate, "weight_decay": args.weight_decay}
-        self.value_optimizer = kind(self._value_parameters.values(), **options)
+        self._add_critic(policy, value_model, value_peft_config)
         self.add_callback(SaveAtRollouts(args.steps_per_update))
 
     @property
-    def value_model(self) -> nn.Module:
+    def value_model(self) -> Critic:
         """The critic."""
         return self._critic[0]
 
-    def _build_critic(self, policy: PreTrainedModel, value_model, value_peft_config) -> nn.Module:
+    def _add_critic(
+        self,
+        policy: PreTrainedModel | PeftModel,
+        value_model: str | PreTrainedModel | None,
+        value_peft_config: PeftConfig | None,
+    ) -> None:
+        """The critic on its device, with an optimizer of its own."""
         pairs = zip(self.reward_funcs, self.reward_processing_classes, strict=True)
         scorers = [(self.accelerator.unwrap_model(m), t) for m, t in pairs if isinstance(m, nn.Module)]
-        return build_critic(policy, value_model, scorers, self._tokenizer, value_peft_config)
+        critic = build_critic(policy, value_model, scorers, self._tokenizer, value_peft_config)
+        self._critic = [critic]  # in a list: it is not part of the policy, which gets saved and wrapped
+        prepare_critic(critic, self.accelerator.device, self.args)
+        self._value_parameters = critic.trained()
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+        options = {**options, "lr": self.args.value_learning_rate, "weight_decay": self.args.weight_decay}
+        self.value_optimizer = kind(self._value_parameters.values(), **options)
 
     # Rollout
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+    def _calculate_rewards(
+        self, inputs: list[dict], prompts: list, completions: list, completion_ids_list: list[list[int]]
+    ) -> Tensor:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)  # of all processes
         first = self.accelerator.process_index * len(prompts)
         self._rewards = rewards[first : first + len(prompts)]
         for i, function in enumerate(self.reward_funcs):
             broken = ~torch.isfinite(self._rewards[:, i])
             if isinstance(function, nn.Module) and broken.any():
-                text = text_of(completions[int(broken.long().argmax())])
-                raise ValueError(f"reward model {self.reward_func_names[i]} gave no finite score for {text[:200]!r}")
+                row, name = int(broken.long().argmax()), self.reward_func_names[i] or type(function).__name__
+                raise ValueError(
+                    f"reward model {name} gave the score {self._rewards[row, i].item()} to "
+                    f"{text_of(completions[row])[:200]!r}: scores must be finite numbers, so check its weights"
+                )
         return rewards
 
-    def _generate_and_score_completions(self, inputs):
+    def _generate_and_score_completions(self, inputs: list[dict]) -> Batch:
         with plain_sampling(base_model(self.accelerator.unwrap_model(self.model))):
             rollout = super()._generate_and_score_completions(inputs)
         check_batch(rollout)
@@ -123,25 +170,25 @@ class PPOTrainer(GRPOTrainer):
         scores = (used * weights[weights != 0]).nansum(dim=1)
         if self.args.reward_clip_range is not None:
             scores = scores.clamp(*self.args.reward_clip_range)
-        # What no reward function can score is not there at all: for no loss, no mean, no whitening.
+        # A completion that no reward function can score is masked: it enters no loss, no mean and no whitening.
         rollout["completion_mask"] = rollout["completion_mask"] * scorable[:, None]
         rollout["num_items_in_batch"] = self.accelerator.gather(loss_mask(rollout).sum()).sum()
         return rollout | {"scores": scores}
 
-    def _prepare_inputs(self, generation_batch):
-        before = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
+    def _prepare_inputs(self, inputs: Any) -> Batch:
+        previous_rollout = self._buffered_inputs
+        batch = super()._prepare_inputs(inputs)
         if not self.model.training:
-            return self._with_advantages([trimmed(inputs)], "eval")[0]
-        if self._buffered_inputs is before:
-            return inputs
-        # A new rollout. It is scored in the micro-batches that it is trained in: their probabilities are equal to the
-        # last bit as long as the weights are.
-        batches = self._buffered_inputs
+            return self._with_advantages([trimmed(batch)], "eval")[0]
+        if self._buffered_inputs is previous_rollout:
+            return batch
+        # A new rollout. Its probabilities are computed in the micro-batches that are trained on, so that the ratio is
+        # exactly 1 until the weights change.
+        args, batches = self.args, self._buffered_inputs
         if self.loss_type != "bnpo":  # whose mean over a micro-batch depends on the rows in it
-            batches = grouped_by_length(batches, self.args.gradient_accumulation_steps, self.loss_type != "dapo")
+            batches = grouped_by_length(batches, args.gradient_accumulation_steps, self.loss_type != "dapo")
         self._buffered_inputs = self._with_advantages(batches, "train")
-        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return self._buffered_inputs[self._step % args.micro_batches_per_rollout]
 
     @torch.no_grad()
     def _with_advantages(self, batches: list[Batch], mode: str) -> list[Batch]:
@@ -168,15 +215,13 @@ class PPOTrainer(GRPOTrainer):
         return batches
 
     def _whiten(self, tensors: list[Tensor], masks: list[Tensor], shift_mean: bool = True) -> list[Tensor]:
-        """Over all micro-batches of all processes."""
+        """`functional.masked_whiten` over all micro-batches of all processes."""
         x, mask = torch.cat([t.flatten() for t in tensors]), torch.cat([m.flatten() for m in masks])
         parts = F.masked_whiten(x, mask, shift_mean, self._reduce).split([t.numel() for t in tensors])
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
     def _ended(self, batch: Batch, mask: Tensor) -> Tensor:
-        """(B,) whether a completion ends by itself: its last token is one of the policy's end tokens."""
-        last = batch["completion_ids"].gather(1, F.last_token(mask)[:, None])[:, 0]
-        return torch.isin(last, torch.tensor(self.eos_token_ids, device=last.device)) & mask.any(dim=1)
+        return F.ended(batch["completion_ids"], mask, self.eos_token_ids)
 
     def _eos_penalty(self, batch: Batch, mask: Tensor) -> Tensor:
         return (~self._ended(batch, mask)).float() * (self.args.missing_eos_penalty or 0.0)
@@ -184,10 +229,17 @@ class PPOTrainer(GRPOTrainer):
     # Log-probabilities and values
 
     def _get_per_token_logps_and_entropies(
-        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
-    ):
+        self,
+        model: Callable,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         if batch_size is not None and not self.use_vllm:
-            return None, None, None  # GRPO asks during the rollout, before micro-batches exist: `_with_advantages` does
+            # Only GRPO's rollout gives a batch size. It has no micro-batches yet: `_with_advantages` does this later.
+            return None, None, None
         if batch_size is None:
             base = base_model(self.accelerator.unwrap_model(model))
             model = functools.partial(model, **positions(base, attention_mask))
@@ -202,7 +254,9 @@ class PPOTrainer(GRPOTrainer):
 
     def _logps(self, model: nn.Module, batch: Batch) -> Tensor:
         ids, mask = whole(batch)
-        return self._get_per_token_logps_and_entropies(model, ids, mask, batch["completion_ids"].size(1))[0]
+        logps, _, _ = self._get_per_token_logps_and_entropies(model, ids, mask, batch["completion_ids"].size(1))
+        assert logps is not None  # None only with a batch size
+        return logps
 
     def _ref_logps(self, batch: Batch) -> Tensor:
         if self.ref_model is not None:
@@ -212,18 +266,17 @@ class PPOTrainer(GRPOTrainer):
             return self._logps(self.model, batch)
 
     def _values(self, batch: Batch) -> Tensor:
-        """(B, T) value of the state before each token of the completion: hence the shift by one."""
+        """(B, T) value of the state before each token of the completion, hence the shift by one."""
         first = batch["prompt_ids"].size(1) - 1
         with self.accelerator.autocast():
             return self.value_model(*whole(batch))[:, first:-1]
 
     # Optimisation
 
-    def _compute_loss(self, model, inputs):
+    def _compute_loss(self, model: nn.Module, inputs: Batch) -> Tensor:
         mode = "train" if self.model.training else "eval"
-        with (
-            self.value_model.active()
-        ):  # its backward pass is over before the policy's forward: memory is the larger one
+        # The critic's backward pass ends before the policy's forward pass begins: memory is the larger of the two.
+        with self.value_model.active():
             value_loss = self._value_loss(inputs, mode)
             if mode == "train":
                 value_loss.backward()
@@ -233,7 +286,10 @@ class PPOTrainer(GRPOTrainer):
         return loss * 0.0 if warming_up else loss
 
     def _value_loss(self, inputs: Batch, mode: str) -> Tensor:
-        """Mean loss per token over what an optimizer step accumulates, as GRPO's dapo loss takes it for the policy."""
+        """The critic's loss: the mean over the tokens of an optimizer step, as GRPO's dapo loss for the policy.
+
+        The number of tokens is that of an average step of the rollout, so that every token of it has the same weight.
+        """
         mask = loss_mask(inputs)
         losses, clipped = F.value_losses(
             self._values(inputs), inputs["values"], inputs["returns"], self.args.cliprange_value
@@ -241,10 +297,12 @@ class PPOTrainer(GRPOTrainer):
         self._log_means(mode, mask, {"loss/value_avg": losses.detach(), "val/clipfrac_avg": clipped.float()})
         tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
         if mode == "train":
-            tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+            tokens = tokens * self.current_gradient_accumulation_steps / self.args.micro_batches_per_rollout
         return losses.masked_fill(~mask, 0.0).sum() / tokens
 
-    def training_step(self, model, inputs, num_items_in_batch):
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._step_critic()
@@ -257,97 +315,82 @@ class PPOTrainer(GRPOTrainer):
         if self.args.max_grad_norm:
             norm = nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
             self._metrics["train"]["val/grad_norm"].append(norm.item())
+        rate = self.args.value_learning_rate
         base, now = self.lr_scheduler.base_lrs[0], self.lr_scheduler.get_last_lr()[0]
+        assert rate is not None  # PPOConfig fills it
         for group in self.value_optimizer.param_groups:  # the schedule is the policy's
-            group["lr"] = self.args.value_learning_rate * (now / base if base else 1.0)
+            group["lr"] = rate * (now / base if base else 1.0)
         self.value_optimizer.step()
         self.value_optimizer.zero_grad(set_to_none=True)
 
     def _average_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """One message for all of them. The critic is in no DDP wrapper: it is called outside the policy's forward."""
+        """Over processes, all in one message. DDP does not wrap the critic, which runs outside the policy's forward."""
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         mean = self.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), reduction="mean")
         for parameter, part in zip(parameters, mean.split([grad.numel() for grad in grads]), strict=True):
             parameter.grad = part.view_as(parameter)
 
-    # Metrics, with the names of TRL 1.12's PPOTrainer
+    # Metrics
 
     def _reduce(self, sums: Tensor) -> Tensor:
         return self.accelerator.reduce(sums, reduction="sum")
 
     def _log_means(self, mode: str, mask: Tensor, named: dict[str, Tensor]) -> None:
-        """Masked means over all processes, in one message."""
+        """Logs masked means over all processes, which are summed in one message."""
         values = torch.stack([x.masked_fill(~mask, 0.0).sum() for x in named.values()] + [mask.sum().float()])
         *sums, count = self._reduce(values).tolist()
         for name, total in zip(named, sums, strict=True):
             self._metrics[mode][name].append(total / max(count, 1.0))
 
     def _log_rollout(self, batches: list[Batch], masks: list[Tensor], kls: list[Tensor], mode: str) -> None:
-        """Once a rollout, per completion: sums over its tokens."""
+        """Logs means over the completions of a rollout."""
         scorable = torch.cat([mask.any(dim=1) for mask in masks])
-        kl = torch.cat([kl.sum(dim=1) for kl in kls])
-        scores = torch.cat([batch["scores"] for batch in batches])
-        surprise = [
-            -b["old_per_token_logps"].masked_fill(~m, 0.0).sum(dim=1) for b, m in zip(batches, masks, strict=True)
-        ]
         ended = torch.cat([self._ended(batch, mask) for batch, mask in zip(batches, masks, strict=True)])
-        named = {
-            "objective/kl": kl,
-            "objective/entropy": torch.cat(surprise),
-            "objective/non_score_reward": -self.args.beta * kl,
-            "objective/scores": scores,
-            "objective/rlhf_reward": scores - self.args.beta * kl,
-            "val/eos_ratio": ended.float(),
-        }
+        named = rollout_metrics(batches, masks, kls, self.args.beta) | {"val/eos_ratio": ended.float()}
         self._log_means(mode, scorable, named)
-        flat = [torch.cat([b[name].flatten() for b in batches]) for name in ("values", "returns")]
-        variance = F.explained_variance(*flat, torch.cat([mask.flatten() for mask in masks]), self._reduce)
+        variance = rollout_explained_variance(batches, masks, self._reduce)
         self._metrics[mode]["val/explained_variance"].append(variance.item())
-        self._metrics[mode].pop("frac_reward_zero_std", None)  # about groups, of which there are none
+        self._metrics[mode].pop("frac_reward_zero_std", None)  # about groups, which PPO does not have
         if mode == "train" and self._metrics[mode]["val/eos_ratio"][-1] == 0:
             warnings.warn(
                 f"no completion of this rollout ends within max_completion_length={self.args.max_completion_length}: "
-                "all were cut off. Raise it, or teach the policy to end with missing_eos_penalty, which is taken off "
-                "the score of every completion that does not (1.0 suits scores of about that size)",
+                "all were cut off. Raise it, or teach the policy to end with missing_eos_penalty, which is subtracted "
+                "from the score of every completion that is cut off (1.0 suits scores of about that size)",
                 stacklevel=2,
             )
 
     def _log_policy(self, inputs: Batch, mode: str) -> None:
-        difference = self._last_logps - inputs["old_per_token_logps"]
-        ratio = difference.exp()
-        losses, clipped = F.policy_losses(ratio, inputs["advantages"], self.epsilon_low, self.epsilon_high)
-        named = {
-            "policy/approxkl_avg": 0.5 * difference**2,
-            "policy/clipfrac_avg": clipped.float(),
-            "loss/policy_avg": losses,
-            "val/ratio": ratio,
-            "val/ratio_var": ratio**2,
-        }
+        named = policy_metrics(self._last_logps, inputs, self.epsilon_low, self.epsilon_high)
         self._log_means(mode, loss_mask(inputs), named)
         metrics = self._metrics[mode]
         metrics["val/ratio_var"][-1] -= metrics["val/ratio"][-1] ** 2
 
     # Saving
 
-    def save_model(self, output_dir=None, _internal_call=False):
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
         if self.args.save_value_model and not _internal_call and self.args.should_save:
-            self.value_model.save(Path(output_dir or self.args.output_dir) / "value")
+            folder = output_dir or self.args.output_dir
+            assert folder is not None  # transformers fills it
+            self.value_model.save(Path(folder) / "value")
 
-    def _save_optimizer_and_scheduler(self, output_dir):
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             weights = {name: p.detach().cpu().contiguous() for name, p in self._value_parameters.items()}
             save_file(weights, Path(output_dir) / VALUE_FILE)
             torch.save(self.value_optimizer.state_dict(), Path(output_dir) / VALUE_OPTIMIZER_FILE)
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         folder = Path(checkpoint)
         if not (folder / VALUE_OPTIMIZER_FILE).is_file():
-            raise ValueError(f"checkpoint {checkpoint} has no {VALUE_OPTIMIZER_FILE}: no PPO run can go on from it")
+            raise ValueError(
+                f"checkpoint {checkpoint} has no {VALUE_OPTIMIZER_FILE}, so it is not a PPO checkpoint: give "
+                "resume_from_checkpoint one that PPOTrainer saved"
+            )
         weights = load_file(folder / VALUE_FILE)
         with torch.no_grad():
             for name, parameter in self._value_parameters.items():

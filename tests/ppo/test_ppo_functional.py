@@ -13,12 +13,12 @@ T, X = True, False
 
 def random_case(seed, rows=5, width=7):
     """Values, and a mask with completions of several lengths, a gap (text of a tool), and an empty row."""
-    chance = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     mask = torch.zeros(rows, width, dtype=torch.bool)
     for row, length in enumerate([width, 1, 4, 5, 0]):
         mask[row, :length] = True
     mask[3, 1:3] = False
-    return [torch.randn(rows, width, generator=chance) for _ in range(3)], mask
+    return [torch.randn(rows, width, generator=rng) for _ in range(3)], mask
 
 
 def test_masked_mean():
@@ -38,9 +38,9 @@ def test_masked_whiten_equals_numpy_on_the_real_tokens(shift_mean):
     (x, _, _), mask = random_case(0)
     x = x.masked_fill(~mask, 1e6)  # what padding holds must not matter
     real = x[mask].numpy().astype(np.float64)
-    wanted = (real - real.mean()) / np.sqrt(real.var() + 1e-8) + (0 if shift_mean else real.mean())
+    expected = (real - real.mean()) / np.sqrt(real.var() + 1e-8) + (0 if shift_mean else real.mean())
     whitened = F.masked_whiten(x, mask, shift_mean)
-    np.testing.assert_allclose(whitened[mask].numpy(), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(whitened[mask].numpy(), expected, rtol=1e-5, atol=1e-6)
     assert (whitened[~mask] == 0).all()
 
 
@@ -82,6 +82,13 @@ def test_both_estimators_have_the_mean_of_the_divergence():
 def test_last_token():
     mask = torch.tensor([[T, T, X], [T, X, T], [T, X, X], [X, X, X]])
     assert F.last_token(mask).tolist() == [1, 2, 0, 0]
+
+
+def test_ended():
+    ids = torch.tensor([[5, 2, 0], [5, 6, 7], [3, 2, 5], [2, 2, 2]])
+    mask = torch.tensor([[T, T, X], [T, T, T], [T, T, T], [X, X, X]])
+    assert F.ended(ids, mask, [2, 3]).tolist() == [True, False, False, False]
+    assert F.ended(ids, mask, [7]).tolist() == [False, True, False, False]
 
 
 def test_shaped_rewards_put_the_score_on_the_end_token_and_the_penalty_on_all():

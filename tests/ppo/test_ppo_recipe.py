@@ -46,10 +46,10 @@ def test_a_run_with_a_reward_model_a_function_and_a_gold_one(stages, tmp_path):
     functions = ["--reward_funcs", "test_ppo_recipe.digits", "--gold_func", "test_ppo_recipe.gold"]
     scorer = ["--reward_model_name_or_path", folder / "reward", "--reward_weights", "1.0", "0.5"]
     run_here("ppo", *flags, *functions, *scorer, "--output_dir", tmp_path / "run")
-    found = files_in(tmp_path / "run")
-    assert {"model.safetensors", "value/model.safetensors", "value/value_head.safetensors"} <= found
-    assert {"run.json", "samples.jsonl", "README.md", "completions.jsonl", "trainer_state.json"} <= found
-    assert not [name for name in found if "training_args" in name]
+    files = files_in(tmp_path / "run")
+    assert {"model.safetensors", "value/model.safetensors", "value/value_head.safetensors"} <= files
+    assert {"run.json", "samples.jsonl", "README.md", "completions.jsonl", "trainer_state.json"} <= files
+    assert not [name for name in files if "training_args" in name]
     assert "value" not in " ".join(tensors_of(tmp_path / "run"))
     record = record_of(tmp_path / "run")
     assert record["status"] == "finished" and record["reward_model"]["path"] == str(folder / "reward")
@@ -86,9 +86,9 @@ def test_adapters_are_merged_and_the_critics_kept_apart(stages, tmp_path):
     folder, flags = stages
     flags = [*flags, "--reward_funcs", "test_ppo_recipe.digits", "--use_peft", "--learning_rate=0.02"]
     run_here("ppo", *flags, "--output_dir", tmp_path / "run")
-    found = files_in(tmp_path / "run")
-    assert {"adapter/adapter_model.safetensors", "value/value/adapter_model.safetensors"} <= found
-    assert not [name for name in found if name.startswith("adapter/value")]
+    files = files_in(tmp_path / "run")
+    assert {"adapter/adapter_model.safetensors", "value/value/adapter_model.safetensors"} <= files
+    assert not [name for name in files if name.startswith("adapter/value")]
     ids = torch.arange(20).view(1, 20)
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
     with torch.no_grad():
@@ -99,8 +99,8 @@ def test_adapters_are_merged_and_the_critics_kept_apart(stages, tmp_path):
 
 def test_long_prompts_are_dropped_or_refused(stages, tmp_path, capsys):
     _, flags = stages
-    asked = [{"question": "word " * 40 if i == 3 else f"What is {i}?", "answer": "It is."} for i in range(40)]
-    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    rows = [{"question": "word " * 40 if i == 3 else f"What is {i}?", "answer": "It is."} for i in range(40)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = [*flags, "--dataset_name", tmp_path / "long.jsonl", "--reward_funcs", "test_ppo_recipe.digits"]
     run_here("ppo", *flags, "--output_dir", tmp_path / "run")
     assert "1 of " in capsys.readouterr().out
@@ -111,7 +111,7 @@ def test_long_prompts_are_dropped_or_refused(stages, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
-        ([], "nothing rewards"),
+        ([], "reward_model_name_or_path.*reward_funcs"),
         (["--reward_model_name_or_path", "runs/none"], "runs/none does not exist"),
         (["--reward_funcs", "nowhere.f"], "cannot be imported"),
         (["--reward_funcs", "math.dist", "--reward_weights", "1", "2"], "reward_weights=.* must be 1"),
@@ -150,7 +150,7 @@ def test_columns_for_the_rewards_are_kept():
 
 def test_rows_that_ask_nothing():
     assert formats.prompt_row({"prompt": " "}) is None
-    with pytest.raises(ValueError, match=r"columns \['text'\] ask nothing"):
+    with pytest.raises(ValueError, match=r"columns \['text'\] hold no prompt"):
         formats.prompt_row({"text": "a"})
     with pytest.raises(ValueError, match="ends with the assistant's turn"):
         formats.prompt_row({"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
@@ -162,6 +162,6 @@ def test_no_prompt_is_on_both_sides(tmp_path, streaming):
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
     args = DataArguments(dataset_name=str(tmp_path / "pairs.jsonl"), test_split_size=0.3, dataset_streaming=streaming)
     train, test = load_prompts(args, seed=0)
-    asked = [{row["prompt"][0]["content"] for row in part} for part in (train, test)]
-    assert asked[0].isdisjoint(asked[1]) and len(asked[0] | asked[1]) == 20
+    prompts = [{row["prompt"][0]["content"] for row in part} for part in (train, test)]
+    assert prompts[0].isdisjoint(prompts[1]) and len(prompts[0] | prompts[1]) == 20
     assert all(set(row) == {"prompt", "answer"} for row in train)

@@ -93,10 +93,10 @@ def test_a_critic_with_adapters_is_saved_merged(tmp_path):
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
     ids, mask = torch.randint(3, 10, (2, 9)), torch.ones(2, 9, dtype=torch.long)
-    wanted = trainer.value_model(ids, mask)
+    expected = trainer.value_model(ids, mask)
     loaded = load_critic(str(tmp_path / "saved" / "value"))(ids, mask)
-    torch.testing.assert_close(loaded, wanted, rtol=0, atol=1e-5)
-    assert wanted.abs().max() > 1e-3
+    torch.testing.assert_close(loaded, expected, rtol=0, atol=1e-5)
+    assert expected.abs().max() > 1e-3
 
 
 def test_the_adapter_of_a_critic_is_kept_apart(tmp_path):
@@ -175,8 +175,8 @@ def test_two_processes_equal_one(tmp_path, kind):
     arguments = [str(script), str(ROOT), str(tmp_path / "out"), kind]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for command in ([sys.executable], launch):
-        done = subprocess.run([*command, *arguments], env=environment(), capture_output=True, text=True, timeout=280)
-        assert done.returncode == 0, done.stderr[-4000:]
+        result = subprocess.run([*command, *arguments], env=environment(), capture_output=True, text=True, timeout=280)
+        assert result.returncode == 0, result.stderr[-4000:]
     one, first, second = (json.loads(Path(f"{tmp_path}/out.{name}.json").read_text()) for name in ("1.0", "2.0", "2.1"))
     assert (one["world"], first["world"]) == (1, 2)
     assert first["weights"] == second["weights"]

@@ -258,25 +258,25 @@ def test_several_rewards_async_weighted_and_one_only_reported(tmp_path):
     trainer = ppo_trainer(tmp_path, reward=[count_a, length, gold], reward_weights=[2.0, 0.5, 0.0], max_steps=4)
     trainer.train()
     last = trainer.state.log_history[0]
-    wanted = 2 * last["rewards/count_a/mean"] + 0.5 * last["rewards/length/mean"]
-    assert last["objective/scores"] == pytest.approx(wanted, rel=1e-4)
+    expected = 2 * last["rewards/count_a/mean"] + 0.5 * last["rewards/length/mean"]
+    assert last["objective/scores"] == pytest.approx(expected, rel=1e-4)
     assert last["rewards/gold/mean"] == 1000.0
 
 
 def test_groups_streams_and_columns_for_the_reward(tmp_path):
-    data = prompts().add_column("wanted", ["ab"[i % 2] for i in range(64)])
-    seen = []
+    data = prompts().add_column("letter", ["ab"[i % 2] for i in range(64)])
+    calls = []
 
-    def wanted_letter(prompts, completions, wanted, **kwargs):
-        seen.extend(zip(prompts, wanted, strict=True))
-        return [c.count(letter) / 4 for c, letter in zip(completions, wanted, strict=True)]
+    def share_of_letter(prompts, completions, letter, **kwargs):
+        calls.extend(zip(prompts, letter, strict=True))
+        return [c.count(one) / 4 for c, one in zip(completions, letter, strict=True)]
 
     trainer = ppo_trainer(
-        tmp_path, reward=wanted_letter, data=data.to_iterable_dataset(), num_generations=2, max_steps=4
+        tmp_path, reward=share_of_letter, data=data.to_iterable_dataset(), num_generations=2, max_steps=4
     )
     trainer.train()
-    assert all("ab"[(len(prompt) - 1) % 2] == letter for prompt, letter in seen)
-    assert len(seen) == 8 and seen[0::2] == seen[1::2]
+    assert all("ab"[(len(prompt) - 1) % 2] == letter for prompt, letter in calls)
+    assert len(calls) == 8 and calls[0::2] == calls[1::2]
 
 
 def test_what_cannot_be_scored_is_in_no_mean_and_no_gradient(tmp_path):
