@@ -192,7 +192,7 @@ def _set(sampling: Sampling, words: str) -> None:
 
 
 def save(chat: Chat, name: str) -> str:
-    """Writes the conversation to the new file `name` as JSON lines; returns a line that says so.
+    """Writes the conversation to the new file `name` as JSON lines; returns the line that reports it.
 
     Raises:
         ValueError: if there is nothing to save, no name, or the file cannot be written; an existing file is kept.

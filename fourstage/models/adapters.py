@@ -133,10 +133,10 @@ def finished_model(
         return model
     # Without the autocast of mixed precision, which rounds merged weights differently.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    whole = copy.copy(model_args)
-    whole.load_in_4bit = whole.load_in_8bit = False
+    unquantised = copy.copy(model_args)
+    unquantised.load_in_4bit = unquantised.load_in_8bit = False
     if "flash" in (model_args.attn_implementation or ""):  # its kernels cannot read float32, and autocast is off here
-        whole.attn_implementation = "eager"
+        unquantised.attn_implementation = "eager"
         model.set_attn_implementation("eager")
     quantised = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
     folder = run.folder / "adapter"
@@ -146,7 +146,9 @@ def finished_model(
     tokenizer = cast(PreTrainedTokenizerBase, trainer.processing_class)
     trained = outputs_on_probe(model, tokenizer)
     if quantised:
-        model = cast(Any, PeftModel.from_pretrained(load(whole, tokenizer), folder))  # its attributes are the base's
+        model = cast(
+            Any, PeftModel.from_pretrained(load(unquantised, tokenizer), folder)
+        )  # its attributes are the base's
     adapted = outputs_on_probe(model, tokenizer)
     dtype = model.dtype
     merged = model.merge_and_unload()

@@ -20,7 +20,7 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import is_async_callable
 
 from fourstage import verifiers
-from fourstage.models import facts
+from fourstage.models.facts import check_one_label
 from fourstage.models.opening import open_tokenizer, opening
 from fourstage.parent import check_parent
 from fourstage.verifiers.text import text_of
@@ -44,14 +44,14 @@ def load_rewards(args: RewardSettings) -> list[str | Callable]:
     Sets `args.reward_weights`, one for each source; that of `gold_func` is 0. With control=random_reward all have
     weight 0, and the policy is trained on coin flips.
     Raises:
-        ValueError: if there is no source, one cannot be found, or the number of weights differs from that of sources.
+        ValueError: if there is no source, one cannot be found, or there are not as many weights as sources.
     """
     sources: list[str | Callable] = [load_reward_func(name) for name in args.reward_funcs or []]
     if args.reward_model_name_or_path:
         check_parent(args.reward_model_name_or_path)
         with opening(args.reward_model_name_or_path):
             labels = AutoConfig.from_pretrained(args.reward_model_name_or_path).num_labels
-        facts.check_one_label(labels, f"reward_model_name_or_path={args.reward_model_name_or_path}")
+        check_one_label(labels, f"reward_model_name_or_path={args.reward_model_name_or_path}")
         sources.insert(0, args.reward_model_name_or_path)
     if not sources:
         raise ValueError("no reward: give reward_model_name_or_path, such as runs/reward, or reward_funcs")
@@ -72,7 +72,7 @@ def load_rewards(args: RewardSettings) -> list[str | Callable]:
     return sources
 
 
-def random_reward(completions: list, **kwargs) -> list[float]:
+def random_reward(completions: list, **kwargs: Any) -> list[float]:
     """A coin flip for each completion, 0.0 or 1.0, from torch's random state (which a checkpoint keeps)."""
     return torch.randint(2, (len(completions),)).tolist()
 
@@ -163,16 +163,11 @@ class PlainTextTokenizer:
         return self.tokenizer(text=[row if row.endswith(end) else row + end for row in text], **options)
 
 
-def check_one_label(model: PreTrainedModel, field: str) -> None:
-    """Raises ValueError unless the model gives one score; `field` is the argument that it was given as."""
-    facts.check_one_label(getattr(model.config, "num_labels", None), f"{field}: {type(model).__name__}")
-
-
 def scoring_model(name: str) -> PreTrainedModel:
     """The reward model of a folder or Hub id, in float32; raises ValueError unless it gives one score."""
     with opening(name):
         labels = AutoConfig.from_pretrained(name).num_labels
-    facts.check_one_label(labels, f"reward model {name}")
+    check_one_label(labels, f"reward model {name}")
     with opening(name):
         return AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
 
@@ -198,7 +193,8 @@ def prepare_rewards(
         source = scoring_model(function) if isinstance(function, str) else function
         if isinstance(source, nn.Module):
             model = cast(PreTrainedModel, source)
-            check_one_label(model, "reward_funcs")
+            labels = getattr(model.config, "num_labels", None)
+            check_one_label(labels, f"reward_funcs: {type(model).__name__}")
             tokenizer = tokenizer or open_tokenizer(model.config._name_or_path)
             prepared.append((model, PlainTextTokenizer(tokenizer) if plain_text else tokenizer))
         else:
