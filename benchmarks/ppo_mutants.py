@@ -132,7 +132,7 @@ def failure(folder: Path, tests: list[str]) -> str:
         "-x",
         "-p",
         "no:cacheprovider",
-        *(f"tests/{test}" for test in tests),
+        *(f"tests/ppo/{test}" for test in tests),
     ]
     env = {**os.environ, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)

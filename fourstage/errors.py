@@ -8,12 +8,13 @@ from traceback import walk_tb
 _LIBRARIES = ("trl", "transformers", "peft", "accelerate")
 
 
-def one_line(error: object, longest: int = 400) -> str:
-    """The message of an error on one line, cut off after `longest` characters.
+def one_line(error: BaseException, longest: int = 400, with_type: bool = False) -> str:
+    """The message of an error on one line, cut off after `longest` characters; with its type where that says more.
 
-    Example: ValueError("a\\n  b") -> "a b".
+    Example: ValueError("a\\n  b") -> "a b", with its type "ValueError: a b".
     """
-    return " ".join(str(error).split())[:longest]
+    text = f"{type(error).__name__}: {error}" if with_type else str(error)
+    return " ".join(text.split())[:longest]
 
 
 @contextmanager

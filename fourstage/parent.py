@@ -31,7 +31,7 @@ class Parent:
     @property
     def stage(self) -> str | None:
         """The stage that made it; None for a model from elsewhere."""
-        return self.record["stage"] if self.record else None
+        return self.record.get("stage") if self.record else None
 
     @property
     def is_base(self) -> bool:
@@ -77,8 +77,9 @@ def find_parent(name: str, revision: str | None = None) -> Parent:
     Raises:
         ValueError: for a path without a finished stage (`check_parent`), or a run.json that is broken.
     """
-    check_parent(name)
-    return Parent(name, revision, _run_of(name, revision))
+    record = _record_on_hub(name, revision) if is_hub_id(name) else read_record(name)
+    _refuse_unusable(name, record)
+    return Parent(name, revision, record)
 
 
 def needed_parent(name: str | None, revision: str | None, stage: str) -> Parent:
@@ -96,10 +97,13 @@ def check_parent(name: str) -> None:
 
     Hub ids and folders that fourstage did not write pass.
     """
+    _refuse_unusable(name, read_record(name))
+
+
+def _refuse_unusable(name: str, record: dict | None) -> None:
     folder = Path(name)
     if folder.is_dir():
-        record = read_record(folder)
-        if record and is_run(record) and record["status"] != "finished":
+        if record and record["status"] != "finished":
             raise ValueError(f"{name} is not finished; finish it with: {record['command']}")
     elif not is_gguf(name) and (name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1):
         stage = folder.name if folder.name in RECIPES else "pretrain"
@@ -125,16 +129,17 @@ def is_run(record: Any) -> bool:
 
 
 def read_record(folder: str | Path) -> dict | None:
-    """What run.json of a folder holds; None where there is none.
+    """What run.json of a folder holds; None where there is none, or one that another program wrote.
 
     Raises:
         ValueError: if it is broken.
     """
     path = Path(folder) / "run.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except ValueError as error:
         raise ValueError(f"{path} is broken ({error}); mend it, or remove the folder") from None
+    return record if isinstance(record, dict) and "status" in record else None
 
 
 def weights_hash(name: str) -> str | None:
@@ -154,17 +159,12 @@ def weights_hash(name: str) -> str | None:
     return digest.hexdigest()
 
 
-def _run_of(name: str, revision: str | None) -> dict | None:
-    """run.json of a folder or of a Hub repository, if fourstage wrote it."""
-    record = _record_on_hub(name, revision) if is_hub_id(name) else read_record(name)
-    return record if is_run(record) else None
-
-
-def _record_on_hub(name: str, revision: str | None) -> Any:
+def _record_on_hub(name: str, revision: str | None) -> dict | None:
     try:
-        return json.loads(Path(hf_hub_download(name, "run.json", revision=revision)).read_text(encoding="utf-8"))
+        record = json.loads(Path(hf_hub_download(name, "run.json", revision=revision)).read_text(encoding="utf-8"))
     except Exception:  # of a dozen types; a model from elsewhere has none, and that is not a failure
         return None
+    return record if is_run(record) else None
 
 
 def _commit(name: str, revision: str | None) -> str | None:

@@ -23,7 +23,7 @@ _LONGEST = 1024  # tokens of a row, unless max_length asks for more
 
 def resolve_pretrain(data_args: DataArguments, training_args: PretrainConfig, model_args: ModelArguments) -> list[str]:
     """Learning rates by the weights it starts from, the packing by the attention, the vocabulary by the size."""
-    sources(data_args)
+    sources(data_args, "pretrain")
     left_open = ("learning_rate", "embedding_lr_scale", "head_lr_scale")
     filled = [name for name in left_open if getattr(training_args, name) is None]
     random_weights = not model_args.model_name_or_path
@@ -46,19 +46,19 @@ def resolve_sft(data_args: DataArguments, training_args: InstructConfig, model_a
     """
     if training_args.use_muon and model_args.use_peft:
         raise ValueError("use_muon with use_peft: Muon is for whole matrices, adapters take AdamW; leave one out")
-    sources(data_args)
+    sources(data_args, "sft")
     return _fill_max_length(training_args, model_args)
 
 
 def resolve_reward(data_args: DataArguments, training_args: RewardModelConfig, model_args: ModelArguments) -> list[str]:
     """The longest side of a pair by the model's context."""
-    sources(data_args)
+    sources(data_args, "reward")
     return _fill_max_length(training_args, model_args)
 
 
 def resolve_ppo(data_args: DataArguments, training_args: PPORunConfig, model_args: ModelArguments) -> list[str]:
     """Nothing that depends on the model: PPOConfig fills the critic's rate and the steps between log lines itself."""
-    sources(data_args)
+    sources(data_args, "ppo")
     return []
 
 
@@ -69,7 +69,7 @@ def resolve_grpo(
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[str]:
     """The learning rate by the model's size (`grpo.config.default_learning_rate`)."""
-    sources(data_args)
+    sources(data_args, "grpo")
     if training_args.learning_rate is not None:
         return []
     size = parameters_of(load_config(model_args), model_args, len(tokenizer))

@@ -46,9 +46,9 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
     record_data(run, train, test)
     model = load_causal_lm(model_args, tokenizer)
     room = (context_of(model) or 1024) - training_args.max_completion_length
-    count_tokens = partial(prompt_tokens, tokenizer)
-    train = drop_overlong(train, count_tokens, room, training_args.overlong, "train")
-    test = drop_overlong(test, count_tokens, room, training_args.overlong, "held-out")
+    count_tokens, shorter = partial(prompt_tokens, tokenizer), "lower --max_completion_length"
+    train = drop_overlong(train, count_tokens, room, training_args.overlong, "train", fix=shorter)
+    test = drop_overlong(test, count_tokens, room, training_args.overlong, "held-out", fix=shorter)
 
     # The trainer
     trainer = PPOTrainer(

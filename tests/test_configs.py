@@ -103,8 +103,8 @@ def test_help_tells_what_our_fields_do(monkeypatch, capsys, stage):
 
 
 def test_evaluate_has_help(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--help"])
+    monkeypatch.setattr(sys, "argv", ["measure.py", "--help"])
     with pytest.raises(SystemExit) as stopped:
-        load_recipe("evaluate").arguments()
+        load_recipe("measure").arguments()
     assert stopped.value.code == 0
     assert all(flag in capsys.readouterr().out for flag in ["--stage"])

@@ -33,26 +33,32 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-# Floors: a room may import the rooms named beside it, and none above. `ppo` and `grpo` do not know each other.
+# Floors: a room may import the rooms that stand beside it here, and no others. `ppo` and `grpo` do not know each other.
 
 MAY_IMPORT = {
+    "stages": "",
+    "errors": "",
+    "atomic": "",
+    "shipped": "",
     "verifiers": "",
-    "report": "",
-    "parent": "",
-    "arguments": "",
     "launch": "",
+    "report": "atomic stages",
+    "parent": "stages",
+    "chain": "parent stages",
+    "arguments": "chain errors",
     "optim": "arguments",
+    "models": "arguments errors parent",
+    "data": "arguments errors models verifiers",
+    "evaluation": "errors models verifiers",
+    "artifact": "arguments atomic data errors models parent stages",
     "pretraining": "arguments evaluation optim",
-    "models": "parent",
-    "data": "arguments verifiers",
-    "evaluation": "models verifiers",
-    "artifact": "models parent",
     "rl": "data evaluation models parent verifiers",
     "ppo": "arguments evaluation models rl verifiers",
     "grpo": "arguments evaluation rl",
+    "resolve": "arguments data grpo models optim ppo pretraining",
     "chat": "evaluation models parent",
-    "demo": "artifact data evaluation models parent rl verifiers",
-    "cli": "artifact chat report",
+    "demo": "arguments artifact data evaluation models parent rl stages verifiers",
+    "cli": "artifact chat report shipped",
 }
 # All that these may import beside the standard library and themselves.
 KNOWS_ONLY = {
@@ -65,7 +71,7 @@ KNOWS_ONLY = {
 def room(module):
     """The folder or file right below fourstage/, or None: `fourstage.rl.forward.positions` -> `rl`."""
     parts = module.split(".")
-    return parts[1] if parts[0] == "fourstage" and len(parts) > 1 else None
+    return parts[1] if parts[0] == "fourstage" and len(parts) > 1 and parts[1] != "__version__" else None
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=name)
@@ -133,7 +139,7 @@ def test_budgets(path):
 
 def test_readme_fits():
     readme = ROOT / "README.md"
-    assert not readme.exists() or readme.read_text().count("\n") <= 250
+    assert readme.read_text().count("\n") <= 130
 
 
 # Launch configs

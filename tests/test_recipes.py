@@ -67,11 +67,11 @@ def test_two_launched_stages_and_their_evaluation(tmp_path):
     answer = pipeline("text-generation", model=str(tmp_path / "sft"), max_new_tokens=4)("What is an LLM?")
     assert answer[0]["generated_text"].startswith("What is an LLM?")
 
-    run_program(sys.executable, RECIPES / "evaluate.py", tmp_path / "base", "--max_rows=4")
+    run_program(sys.executable, RECIPES / "measure.py", tmp_path / "base", "--max_rows=4")
     row = json.loads((tmp_path / "base" / "evaluation.json").read_text())
     assert {"model", "stage", "parameters", "rows", "window", "bits_per_byte"} == row.keys()
     assert (row["stage"], row["rows"], row["window"]) == ("pretrain", 4, 128)
-    run_program(sys.executable, RECIPES / "evaluate.py", tmp_path / "sft", "--max_rows=4", "--max_new_tokens=8")
+    run_program(sys.executable, RECIPES / "measure.py", tmp_path / "sft", "--max_rows=4", "--max_new_tokens=8")
     row = json.loads((tmp_path / "sft" / "evaluation.json").read_text())
     assert {"model", "stage", "parameters", "rows", "answers", "ended", "ended_stderr", "mean_tokens"} <= row.keys()
     assert (row["stage"], row["rows"], row["answers"]) == ("sft", 4, 4)
@@ -164,8 +164,8 @@ def kill_after(file, command):
 
 
 def evaluate(monkeypatch, *flags):
-    recipe = load_recipe("evaluate")
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, flags)])
+    recipe = load_recipe("measure")
+    monkeypatch.setattr(sys, "argv", ["measure.py", *map(str, flags)])
     monkeypatch.setattr(sys, "path", list(sys.path))
     recipe.main(recipe.arguments())
 

@@ -170,7 +170,8 @@ def _number(metrics: dict, name: str) -> str:
 def _settings(record: dict) -> str:
     training, model = record["arguments"]["training"], record["arguments"]["model"]
     batch = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"] * record["processes"]
-    rate = training["learning_rate"] or record["learning_rate"]  # older run.json had it here where it was left open
+    # An older run.json has the rate at its top where the arguments left it open.
+    rate = record["learning_rate"] if training["learning_rate"] is None else training["learning_rate"]
     rows = {
         "learning rate": f"{rate:.3g}, {training['lr_scheduler_type']}",
         "steps": record.get("steps"),

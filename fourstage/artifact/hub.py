@@ -28,6 +28,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 from huggingface_hub.utils import disable_progress_bars
 
 from fourstage.artifact.upload import LAST, remove_staged, stage_checkpoint, stage_finished
+from fourstage.errors import one_line
 from fourstage.parent import is_run
 
 _WITHOUT_MODEL = {".gitattributes", "README.md", "LICENSE"}  # what a repository made by hand may begin with
@@ -243,5 +244,5 @@ def _reason(error: Exception) -> str:
         return "the token may not write there (403); take one with write access, or another --hub_model_id OWNER/NAME"
     if any(kind.__name__ == "TransportError" for kind in type(error).__mro__):  # of the HTTP library, whichever it is
         return f"the Hub ({constants.ENDPOINT}) cannot be reached ({type(error).__name__}); check the network"
-    text = " ".join(str(error).split())[:300]
+    text = one_line(error, longest=300)
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"

@@ -34,17 +34,9 @@ _SHOWN = {
 
 
 class StageProgress(ProgressCallback):
-    """transformers' progress bar with tokens per second in it, and short lines for people instead of dictionaries.
-
-    Before the bar stands the block of `overview`.
-    """
-
-    def __init__(self, run: Run, trainer: Trainer):
-        super().__init__()
-        self.run, self.trainer = run, trainer
+    """transformers' progress bar with tokens per second in it, and short lines for people instead of dictionaries."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        print(f"\n{overview(self.run, self.trainer, state)}\n", flush=True)
         super().on_train_begin(args, state, control, **kwargs)
         self._since, self._tokens_before = time.monotonic(), state.num_input_tokens_seen
 
@@ -94,15 +86,28 @@ class WriteCompletions(TrainerCallback):
                 out.write(json.dumps(row | {"rewards": scores}, ensure_ascii=False) + "\n")
 
 
-def watch(trainer: Trainer, run: Run) -> None:
-    """Gives every recipe's trainer what it needs: `CleanRun`, and `StageProgress` in place of its own display.
+class ShowOverview(TrainerCallback):
+    """Prints `overview` when training begins: the number of steps is known only then."""
 
-    Warnings that no user can act on are silenced.
-    """
+    def __init__(self, run: Run, trainer: Trainer):
+        self.run, self.trainer = run, trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        print(f"\n{overview(self.run, self.trainer, state)}\n", flush=True)
+
+
+def watch(trainer: Trainer, run: Run) -> None:
+    """Gives a recipe's trainer what all of them need: `CleanRun`, and what a person sees."""
     trainer.add_callback(CleanRun(run))
+    trainer.add_callback(ShowOverview(run, trainer))
+    show_progress(trainer)
+
+
+def show_progress(trainer: Trainer) -> None:
+    """Replaces the trainer's own display by `StageProgress`, and silences warnings that no user can act on."""
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    trainer.add_callback(StageProgress(run, trainer))
+    trainer.add_callback(StageProgress)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 

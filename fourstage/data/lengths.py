@@ -1,13 +1,13 @@
 """Counts the tokens of a row as its trainer reads it, and drops or refuses rows that are too long."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
 
 from datasets import Dataset, IterableDataset
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from trl.data_utils import is_conversational
 
 from fourstage.data.sources import Rows
+from fourstage.models.encoding import conversation_ids
 
 
 def drop_overlong(
@@ -49,12 +49,12 @@ def drop_overlong(
 
 def conversation_tokens(tokenizer: PreTrainedTokenizerBase, row: Mapping) -> int:
     """Tokens of a row of `load_conversations`, as the chat template writes it."""
-    return len(_template_ids(tokenizer, row["prompt"] + row["completion"]))
+    return len(conversation_ids(tokenizer, row["prompt"] + row["completion"]))
 
 
 def pair_tokens(tokenizer: PreTrainedTokenizerBase, row: Mapping) -> int:
     """Tokens of the longer side of a pair, with its prompt."""
-    return max(len(_template_ids(tokenizer, row["prompt"] + row[side])) for side in ("chosen", "rejected"))
+    return max(len(conversation_ids(tokenizer, row["prompt"] + row[side])) for side in ("chosen", "rejected"))
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, row: Mapping) -> int:
@@ -68,10 +68,4 @@ def prompt_ids(
     """Ids of a prompt as the policy reads it: of a text, or of turns and the generation prompt of the chat template."""
     if isinstance(prompt, str) or not is_conversational({"prompt": prompt}):
         return tokenizer(text=prompt)["input_ids"]
-    return _template_ids(tokenizer, prompt, add_generation_prompt=True, **(template_options or {}))
-
-
-def _template_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict], **options: Any) -> list[int]:
-    # With return_dict it is always a BatchEncoding; the annotation of transformers names every type it may return.
-    encoded = cast(BatchEncoding, tokenizer.apply_chat_template(turns, return_dict=True, **options))
-    return encoded["input_ids"]
+    return conversation_ids(tokenizer, prompt, add_generation_prompt=True, **(template_options or {}))

@@ -133,7 +133,7 @@ def _load(data_args: DataArguments, stage: str, seed: int, convert: formats.Conv
 
     The training rows of several sources are mixed by weight; their held-out rows are joined.
     """
-    entries = sources(data_args)
+    entries = sources(data_args, stage)
     loaded = [_load_source(source, data_args, convert, stage) for source in entries]
     undivided = [train for train, test in loaded if test is None]
     key = "prompt" if stage in ("reward", "ppo", "grpo") else None

@@ -13,6 +13,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from fourstage.arguments import DataArguments
+from fourstage.errors import one_line
 
 Rows = Dataset | IterableDataset
 _BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -23,8 +24,8 @@ class RowError(ValueError):
     """A row that fits no format; the message names the source and the number of the row."""
 
 
-def sources(data_args: DataArguments) -> list[dict]:
-    """The sources to read: the entries of `datasets`, or one entry for `dataset_name`.
+def sources(data_args: DataArguments, stage: str) -> list[dict]:
+    """The sources that a stage is to read: the entries of `datasets`, or one entry for `dataset_name`.
 
     Raises:
         ValueError: if both or neither are given, for an entry with unknown keys or without a name, for a weight that is
@@ -32,7 +33,10 @@ def sources(data_args: DataArguments) -> list[dict]:
     """
     if bool(data_args.dataset_name) == bool(data_args.datasets):
         given = "both" if data_args.dataset_name else "neither"
-        raise ValueError(f"give either --dataset_name or `datasets:` in the YAML, got {given}")
+        raise ValueError(
+            f"dataset_name and `datasets:` (in the YAML) are two ways to name data, got {given}; give one of them, or "
+            f"--config recipes/configs/demo/{stage}.yaml for the demo's data and settings"
+        )
     if not 0 < data_args.test_split_size < 1:
         raise ValueError(f"test_split_size={data_args.test_split_size} must be a share between 0 and 1, such as 0.05")
     if data_args.dataset_name:
@@ -158,7 +162,7 @@ def one_line_errors(name: str) -> Generator[None]:
         problem = next(filter(None, map(_first_problem, files)), None)
         if problem is None:
             cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-            text = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
+            text = one_line(cause, longest=300, with_type=True)
             problem = f"dataset_name={name} cannot be read; mend it or choose another: {text}"
         raise ValueError(problem) from error
 

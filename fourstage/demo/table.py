@@ -26,19 +26,12 @@ from fourstage.evaluation.metrics import standard_error
 from fourstage.models.opening import open_tokenizer
 from fourstage.models.random_init import random_causal_lm
 from fourstage.parent import read_record
+from fourstage.stages import STAGES
 
-TITLES = {
-    "random": "0 random weights",
-    "pretrain": "1 pre-training",
-    "sft": "2 instruction tuning",
-    "ppo": "3 preference tuning (PPO)",
-    "reward": "reward model",
-    "grpo": "4 reasoning tuning (GRPO)",
-    "control": "4 with coin flips as rewards",
-    "chance": "chance",
-}
-PARENTS = {"pretrain": "random", "sft": "pretrain", "reward": "sft", "ppo": "sft", "grpo": "ppo", "control": "ppo"}
-TUNED = ("random", "pretrain", "sft", "ppo", "grpo", "control")  # the rows of the table
+# The rows of the table beside the stages: the weights that the first one begins with, and guesses.
+TITLES = {"random": "0 random weights"} | {name: stage.title for name, stage in STAGES.items()} | {"chance": "chance"}
+PARENTS = {name: stage.parent or "random" for name, stage in STAGES.items()}
+TUNED = ("random", *(name for name, stage in STAGES.items() if not stage.scores))
 # key: (title, whether it is a share, which is better, what it is)
 COLUMNS = {
     "bits_per_byte": ("bits per byte", False, "lower", "Cost of held-out texts; lower is better."),

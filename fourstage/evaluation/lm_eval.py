@@ -13,6 +13,7 @@ from accelerate import PartialState
 from datasets.exceptions import DatasetsError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from fourstage.errors import one_line
 from fourstage.models.opening import open_tokenizer, opening
 
 if TYPE_CHECKING:  # an extra, and slow to import
@@ -165,7 +166,7 @@ def _in_one_line(names: list[str]) -> Generator[None]:
     except (ConnectionError, FileNotFoundError, DatasetsError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "Dataset scripts" not in str(error):  # datasets' refusal to run code
             raise
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, longest=300)
         raise ValueError(f"--tasks {','.join(names)}: the data cannot be loaded: {reason}") from error
 
 

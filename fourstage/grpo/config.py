@@ -3,14 +3,14 @@
 import os
 from dataclasses import dataclass
 
-from trl import GRPOConfig
+import trl
 
 from fourstage.arguments import RewardArguments, RunDefaults, check_choice, choose_by_device, option
 
 
 @dataclass
-class GRPORunConfig(RunDefaults, RewardArguments, GRPOConfig):
-    """GRPOConfig with the sources of the rewards, checkpoints and evaluation.
+class GRPOConfig(trl.GRPOConfig):
+    """TRL's GRPOConfig with precision and checkpointing by device, and defaults under which small models learn.
 
     A step rewards per_device_train_batch_size x gradient_accumulation_steps completions per process: num_generations
     for each prompt, which are compared with one another.
@@ -18,22 +18,8 @@ class GRPORunConfig(RunDefaults, RewardArguments, GRPOConfig):
 
     _argument_group_name = "training"
 
-    output_dir: str | None = option("runs/grpo", "The run folder: everything the stage leaves is in it.")
-    unverifiable: str = option(
-        "error", "Rows whose right answer its own verifier rejects: error (names the row) or drop (counted)."
-    )
-    system_prompt: str | None = option(None, "Text of a system turn before every question, such as the desired format.")
-    overlong: str = option("drop", "Prompts that leave no room for max_completion_length: drop (counted) or error.")
-    max_completion_length: int | None = option(256, "Longest completion in tokens.")
-    max_eval_rows: int = option(128, "Held-out prompts that an evaluation answers, once each, sampled as in training.")
-    learning_rate: float = option(
-        None,
-        "Peak learning rate. Default: 1e-6 x (1e9 / parameters)^0.75, at least 1e-6, such as 1.8e-4 for 1M and 3e-5 "
-        "for 10M; ten times that for LoRA.",
-    )
     lr_scheduler_type: str = option("constant_with_warmup", "Any scheduler of transformers, such as linear.")
     warmup_steps: float = option(5, "Steps of linear warm-up, or a share of all steps if below 1.")
-    num_train_epochs: float = option(1.0, "Passes over the prompts, unless max_steps is given.")
     per_device_train_batch_size: int = option(16, "Completions a device takes at once.")
     gradient_accumulation_steps: int = option(8, "Such batches a step.")
     per_device_eval_batch_size: int = option(32, "Held-out prompts a device answers at once.")
@@ -42,17 +28,13 @@ class GRPORunConfig(RunDefaults, RewardArguments, GRPOConfig):
     epsilon_high: float | None = option(0.28, "Upper clip: above epsilon rare tokens may grow (arXiv 2503.14476).")
     disable_dropout: bool = option(True, "Turn dropout off: a ratio of probabilities needs a fixed network.")
     logging_steps: float = option(1, "Optimizer steps between log lines.")
-    eval_steps: float | None = option(0.25, "Steps between evaluations, or a share of all steps if below 1.")
+    gradient_checkpointing: bool | None = option(None, "Trade compute for memory. Default: on for a GPU.")
+    bf16: bool | None = option(None, "bfloat16 mixed precision. Default: on where a GPU has it.")
 
     def __post_init__(self) -> None:
-        check_choice("overlong", self.overlong, ("drop", "error"))
-        check_choice("unverifiable", self.unverifiable, ("error", "drop"))
         choose_by_device(self, checkpointing_on_gpu=True)
         self._check_group_size()
-        rate = self.learning_rate
-        self.learning_rate = rate or 1e-6  # transformers refuses None
         super().__post_init__()
-        self.learning_rate = rate
 
     def _check_group_size(self) -> None:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -65,6 +47,35 @@ class GRPORunConfig(RunDefaults, RewardArguments, GRPOConfig):
                 f"num_generations={self.num_generations} must divide the {batch} completions of a step "
                 f"(per_device_train_batch_size x steps_per_generation x processes) and be 2 or more: {which} would"
             )
+
+
+@dataclass
+class GRPORunConfig(RunDefaults, RewardArguments, GRPOConfig):
+    """What recipes/grpo.py adds: where the rewards come from, when the run is evaluated and saved, how it resumes."""
+
+    output_dir: str | None = option("runs/grpo", "The run folder: everything the stage leaves is in it.")
+    unverifiable: str = option(
+        "error", "Rows whose right answer its own verifier rejects: error (names the row) or drop (counted)."
+    )
+    system_prompt: str | None = option(None, "Text of a system turn before every question, such as the desired format.")
+    overlong: str = option("drop", "Prompts that leave no room for max_completion_length: drop (counted) or error.")
+    max_completion_length: int | None = option(256, "Longest completion in tokens.")
+    max_eval_rows: int = option(128, "Held-out prompts that an evaluation answers, once each, sampled as in training.")
+    learning_rate: float | None = option(
+        None,
+        "Peak learning rate. Default: 1e-6 x (1e9 / parameters)^0.75, at least 1e-6, such as 1.8e-4 for 1M and 3e-5 "
+        "for 10M; ten times that for LoRA.",
+    )
+    num_train_epochs: float = option(1.0, "Passes over the prompts, unless max_steps is given.")
+    eval_steps: float | None = option(0.25, "Steps between evaluations, or a share of all steps if below 1.")
+
+    def __post_init__(self) -> None:
+        check_choice("overlong", self.overlong, ("drop", "error"))
+        check_choice("unverifiable", self.unverifiable, ("error", "drop"))
+        rate = self.learning_rate
+        self.learning_rate = rate or 1e-6  # transformers refuses None; `fourstage.resolve` fills it by the model's size
+        super().__post_init__()
+        self.learning_rate = rate
 
 
 def default_learning_rate(parameters: int, adapters: bool) -> float:

@@ -10,7 +10,8 @@ def context_of(model: PreTrainedModel | PreTrainedConfig) -> int | None:
     Example: 1024 for GPT-2; None for Mamba, where callers choose: `context_of(model) or 1024`.
     """
     config = model if isinstance(model, PreTrainedConfig) else model.config
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit if limit and limit > 0 else None  # XLNet's is -1
 
 
 def stop_ids(config: GenerationConfig | None) -> list[int]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub.errors import (
@@ -22,9 +22,11 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from fourstage.arguments import ModelArguments
 from fourstage.errors import one_line
 from fourstage.parent import is_gguf
+
+if TYPE_CHECKING:
+    from fourstage.arguments import ModelArguments  # brings TRL along, which a chat has no use for
 
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
@@ -91,7 +93,7 @@ def _has_pickles_only(name: str) -> bool:
     return any((folder / file).is_file() for file in _PICKLES) and not list(folder.glob("*.safetensors"))
 
 
-def loading_options(model_args: ModelArguments) -> dict[str, Any]:
+def loading_options(model_args: "ModelArguments") -> dict[str, Any]:
     """What every `from_pretrained` gets: the revision, and remote code only if it was asked for."""
     return {"revision": model_args.model_revision, "trust_remote_code": model_args.trust_remote_code}
 

@@ -23,6 +23,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from fourstage.errors import one_line
 from fourstage.models.families import NAMES, Shape, field_defaults, field_values, switches
 
 # (width, depth), between published shapes: GPT-2 small (12 x 768), OLMo 1B and Pythia 1.4B (16 and 24 x 2048), Llama 7B
@@ -79,7 +80,9 @@ def count_parameters(config: PreTrainedConfig) -> int:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # each family raises its own kinds
-        raise ValueError(f"{config.model_type} cannot be built from this configuration: {_line_of(error)}") from error
+        raise ValueError(
+            f"{config.model_type} cannot be built from this configuration: {one_line(error, with_type=True)}"
+        ) from error
     return model.num_parameters()
 
 
@@ -183,12 +186,9 @@ def _instantiate(config_class: type[PreTrainedConfig], fields: Mapping[str, Any]
     try:
         return config_class(**fields)
     except Exception as error:  # each family raises its own kinds
-        raise ValueError(f"{config_class.model_type} does not accept this configuration: {_line_of(error)}") from error
-
-
-def _line_of(error: Exception) -> str:
-    """A library's error of any type, in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"{config_class.model_type} does not accept this configuration: {one_line(error, with_type=True)}"
+        ) from error
 
 
 def _pinned(pins: Mapping[str, Any], attribute: str) -> int | None:

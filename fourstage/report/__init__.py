@@ -7,11 +7,11 @@ such as what a model wrote, is escaped.
 """
 
 import math
-import os
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
+from fourstage.atomic import write_atomically
 from fourstage.report import formatting, prose
 from fourstage.report.figures import CHARTS, draw
 from fourstage.report.load import Source, StageRun, cut, last_question, read_source, section
@@ -39,9 +39,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         raise ValueError(f"{output} is a folder; name the file to write, such as {output / 'report.html'}")
     page = _page(read_source(Path(folder)))
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(output.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, output)
+    write_atomically(output, page)
     return output
 
 

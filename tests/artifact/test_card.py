@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from fourstage.artifact.card import card_data, model_card, pushed_card
 from fourstage.artifact.lineage import measured, named_data, summary
 from fourstage.artifact.upload import public_record, without_paths
+from fourstage.parent import find_parent
 
 HOSTILE = [
     "</pre><script>alert(1)</script>",
@@ -155,7 +156,7 @@ def test_a_parent_s_record_is_not_trusted(tmp_path):
     bad = {"repo_id": "x](javascript:alert(1))", "commit": "<b>"}
     record = record_with(stage=["x"], parameters="1", seed=None, hub=bad, datasets=[1, {"kind": "hub", "name": "<b>"}])
     (tmp_path / "run.json").write_text(json.dumps(record | {"metrics": {"a": "x", "b": 1.0}}))
-    short = summary(str(tmp_path))
+    short = summary(find_parent(str(tmp_path)))
     assert (short["parameters"], short["hub"], short["datasets"], short["metrics"]) == (None, None, [], {"b": 1.0})
     assert model_card(record_with(lineage=[short]), [])
 

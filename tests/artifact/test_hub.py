@@ -16,6 +16,7 @@ from helpers import (
     environment,
     files_in,
     record_of,
+    run_here,
     snapshot,
     tensors_of,
     write_chats,
@@ -28,7 +29,9 @@ from stub_hub import StubHub
 from fourstage.arguments import ModelArguments
 from fourstage.artifact.hub import HubSettings, open_hub
 from fourstage.artifact.lineage import measured
+from fourstage.cli import main
 from fourstage.models.loading import load_causal_lm, load_tokenizer
+from fourstage.parent import find_parent, needed_parent
 
 TOKEN, READER = "hf_" + "pushPULLxy" * 3, "hf_" + "readONLYzz" * 3
 STAGES = ["pretrain", "sft", "reward", "ppo", "grpo"]
@@ -398,7 +401,11 @@ def test_what_cannot_be_pushed_is_refused_in_one_line(here, tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     "files, named",
-    [({"model.bin": b"x"}, "model.bin"), ({"run.json": b"{"}, "no JSON"), ({"run.json": b"{}"}, "no fourstage run")],
+    [
+        ({"model.bin": b"x"}, "model.bin"),
+        ({"run.json": b"{"}, "not JSON"),
+        ({"run.json": b"{}"}, "not of a fourstage run"),
+    ],
 )
 def test_a_repository_of_something_else_is_refused(here, tmp_path, files, named):
     here.add("me/there", {"README.md": b"", **files})
@@ -408,12 +415,11 @@ def test_a_repository_of_something_else_is_refused(here, tmp_path, files, named)
 
 
 def test_a_gated_parent_and_a_missing_one_have_no_record(here):
-    from fourstage.parent import identify, read_run
-
     here.add("me/gated", {"run.json": b"{}"}, gated=True)
     for name in ("me/gated", "me/missing"):
-        assert read_run(name) is None
-        assert identify(name) == {"path": name, "sha256": None, "commit": None}
+        parent = find_parent(name)
+        assert parent.record is None and parent.stage is None and not parent.is_base
+        assert parent.identity() == {"path": name, "sha256": None, "commit": None}
 
 
 @pytest.mark.parametrize(
@@ -442,6 +448,52 @@ def test_a_hub_that_is_not_there_takes_one_line(here, monkeypatch):
     with pytest.raises(ValueError, match="me/open: the Hub cannot be reached") as refused:
         load_tokenizer(ModelArguments(model_name_or_path="me/open"))
     assert "\n" not in str(refused.value)
+
+
+# A base of ours is known as one wherever it lies: on a branch, or on the Hub
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A base of 43,000 parameters, the smallest chain there is."""
+    folder = tmp_path_factory.mktemp("base")
+    texts = write_texts(folder / "texts.jsonl")
+    run_here("pretrain", "--dataset_name", texts, "--max_length=64", "--output_dir", folder / "base", *TINY, *SMALL_RUN)
+    return folder / "base"
+
+
+@pytest.fixture
+def branches(here, base, monkeypatch):
+    """me/stages: a tuned model on main, a base on the branch `pretrain`; the weights are the same."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    files = {path.name: path.read_bytes() for path in base.iterdir() if path.is_file()}
+    tuned = json.dumps(record_of(base) | {"stage": "sft"}).encode()
+    repo = here.add("me/stages", files | {"run.json": tuned})
+    repo.refs["pretrain"] = repo.refs["main"]
+    repo.commit("pretrain", files, "the base")
+    return "me/stages"
+
+
+def test_a_parent_is_what_its_revision_says(branches):
+    tuned, base = find_parent(branches), needed_parent(branches, "pretrain", "sft")
+    assert (tuned.stage, tuned.is_base, base.stage, base.is_base) == ("sft", False, "pretrain", True)
+    assert tuned.commit != base.commit and base.identity()["commit"] == base.commit
+
+
+@pytest.mark.parametrize("revision, marked", [("pretrain", True), ("main", False)])
+def test_adapters_on_a_base_of_a_branch_train_the_template_s_tokens(branches, tmp_path, revision, marked):
+    chats = write_chats(tmp_path / "chats.jsonl")
+    parent = ["--model_name_or_path", branches, "--model_revision", revision, "--use_peft"]
+    run_here("sft", *parent, "--dataset_name", chats, "--output_dir", tmp_path / "sft", *SMALL_RUN)
+    config = json.loads((tmp_path / "sft" / "adapter" / "adapter_config.json").read_text())
+    assert bool(config["trainable_token_indices"]) == marked
+    assert record_of(tmp_path / "sft")["lineage"][-1]["stage"] == ("pretrain" if marked else "sft")
+
+
+@pytest.mark.parametrize("flags, does", [(["--revision", "pretrain"], "it continues text"), ([], "it chats")])
+def test_chat_knows_a_base_of_the_hub(branches, capsys, flags, does):
+    assert main(["chat", branches, *flags, "--prompt", "the old man", "--max_new_tokens", "2"]) == 0
+    assert does in capsys.readouterr().err
 
 
 # The real Hub, where a person asks for it

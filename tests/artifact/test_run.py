@@ -180,7 +180,7 @@ def test_another_stage_on_the_same_folder_is_refused(chain):
 
 def test_a_folder_with_foreign_files_is_refused(chain, tmp_path):
     (tmp_path / "thesis.txt").write_text("ten years of work")
-    with pytest.raises(ValueError, match="no fourstage run"):
+    with pytest.raises(ValueError, match="not a fourstage run"):
         run_here("pretrain", *chain["pretrain"], "--output_dir", tmp_path)
     assert files_in(tmp_path) == {"thesis.txt"}
 

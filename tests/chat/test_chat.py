@@ -258,7 +258,13 @@ def test_commands_that_cannot_be_obeyed(cli, folders):
     lines = "/nope\n/set temperature hot\n/set colour 3\n/set temperature\n/save\n/help\n /dim\n/exit\nnever\n"
     status, out, err = cli("chat", folders / "answers", "--temperature", 0, stdin=lines)
     assert status == 1 and out == "> \u0020/dim\nbab, gef!\n\n"
-    for part in ("/nope is not a command", "temperature=hot must be", "'colour' is no sampling", "give a name", "name a"):
+    for part in (
+        "/nope is not a command",
+        "temperature=hot must be",
+        "'colour' is no sampling",
+        "give a name",
+        "name a",
+    ):
         assert part in err
     for name in ("/reset", "/system", "/set", "/save", "/help", "/exit"):
         assert f"\n{name} " in err or f" {name} " in err

@@ -396,7 +396,7 @@ def test_what_a_person_reads(trained, tmp_path, capsys):
         "length alone (longer wins)",
         "  rude: ",
         "WARNING: the model",
-        f"measure it: python recipes/evaluate.py {tmp_path / 'run'}",
+        f"measure it: python recipes/measure.py {tmp_path / 'run'}",
         f"recipes/ppo.py --model_name_or_path {run.parent / 'sft'} --dataset_name DATA "
         f"--reward_model_name_or_path {tmp_path / 'run'}",
     ):
@@ -406,10 +406,10 @@ def test_what_a_person_reads(trained, tmp_path, capsys):
 
 def test_evaluate_measures_what_the_recipe_did(trained, tmp_path, monkeypatch):
     run, flags = trained
-    recipe = load_recipe("evaluate")
+    recipe = load_recipe("measure")
 
     def evaluate(*more):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", str(run), *map(str, more)])
+        monkeypatch.setattr(sys, "argv", ["measure.py", str(run), *map(str, more)])
         monkeypatch.setattr(sys, "path", list(sys.path))
         recipe.main(recipe.arguments())
         return json.loads((run / "evaluation.json").read_text())
@@ -485,13 +485,13 @@ def test_two_processes_train_as_one_does_on_the_same_batches(trained, tmp_path):
 @pytest.mark.parametrize(
     "row, words",
     [
-        ({"question": "a", "answer": "b"}, ["['answer', 'question'] are no known format", "chosen + rejected"]),
+        ({"question": "a", "answer": "b"}, ["['answer', 'question'] fit no known format", "chosen + rejected"]),
         (
             {"prompt": "a", "chosen": "b", "rejected": "b"},
             ["all rows are equal in chosen and rejected", "choose other"],
         ),
         ({"prompt": "a", "chosen": "", "rejected": "b"}, ["all rows are without a chosen answer", "choose other"]),
-        ({"prompt": "a", "chosen": "b " * 300, "rejected": "b"}, ["are longer than max_length=200; raise"]),
+        ({"prompt": "a", "chosen": "b " * 300, "rejected": "b"}, ["more than 200 tokens", "raise --max_length"]),
     ],
 )
 def test_bad_rows_are_refused(trained, tmp_path, row, words):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fourstage.models.opening import dequantised, load_gguf_tokenizer, loading_options, opening
+from fourstage.models.opening import dequantised, loading_options, open_tokenizer, opening
 from fourstage.parent import is_gguf, weights_hash
 
 pytest.importorskip("gguf", reason="needs the extra gguf")
@@ -59,7 +59,7 @@ def test_the_folder_holds_the_tokenizer_and_its_template(file, tmp_path):
 
 
 def test_a_tokenizer_from_the_file_alone(file):
-    tokenizer = load_gguf_tokenizer(str(file.path))
+    tokenizer = open_tokenizer(str(file.path))
     assert tokenizer.chat_template == CHAT_TEMPLATE
     assert tokenizer("The quick fox")["input_ids"] == file.tokenizer.encode("The quick fox").ids
 
@@ -125,7 +125,7 @@ def spoil_config(folder, **entries):
     (folder / "config.json").write_text(json.dumps(config | entries))
 
 
-@pytest.mark.parametrize("read", [load_gguf_tokenizer, lambda path: dequantised(path, Path(path).with_suffix(".d"))])
+@pytest.mark.parametrize("read", [open_tokenizer, lambda path: dequantised(path, Path(path).with_suffix(".d"))])
 def test_a_missing_gguf_file(tmp_path, read):
     message = refusal(read, str(tmp_path / "none.gguf"))
     assert message.startswith(f"{tmp_path / 'none.gguf'}: no such GGUF file")
@@ -136,7 +136,7 @@ def test_a_missing_gguf_file(tmp_path, read):
 def test_a_gguf_file_that_was_cut_off(file, tmp_path, size, named):
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(file.path.read_bytes()[:size])
-    assert named in refusal(load_gguf_tokenizer, str(cut))
+    assert named in refusal(open_tokenizer, str(cut))
     message = refusal(dequantised, str(cut), tmp_path / "plain")
     assert message.startswith(str(cut)) and named in message
     assert {path.name for path in tmp_path.iterdir()} == {"cut.gguf"}  # no half folder that would be taken for whole
@@ -144,12 +144,12 @@ def test_a_gguf_file_that_was_cut_off(file, tmp_path, size, named):
 
 def test_a_file_that_is_no_gguf(tmp_path):
     (tmp_path / "text.gguf").write_text("not a model " * 9)
-    assert "not a GGUF file" in refusal(load_gguf_tokenizer, str(tmp_path / "text.gguf"))
+    assert "not a GGUF file" in refusal(open_tokenizer, str(tmp_path / "text.gguf"))
 
 
 def test_without_the_extra(file, monkeypatch):
     monkeypatch.setattr("fourstage.models.opening.find_spec", lambda name: None)
-    assert 'pip install -e ".[gguf]"' in refusal(load_gguf_tokenizer, str(file.path))
+    assert 'pip install -e ".[gguf]"' in refusal(open_tokenizer, str(file.path))
 
 
 def test_an_architecture_that_transformers_cannot_read(file, tmp_path):
