@@ -1,9 +1,11 @@
 """Wrong inputs as a person reads them: one line and exit code 2. A traceback is for bugs."""
 
+import linecache
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from traceback import walk_tb
+from types import FrameType
 
 _LIBRARIES = ("trl", "transformers", "peft", "accelerate")
 
@@ -21,9 +23,9 @@ def one_line(error: BaseException, longest: int = 400, with_type: bool = False) 
 def reported_errors() -> Generator[None]:
     """Around a whole program: a wrong input ends it with `error: ...` on stderr and exit code 2, without a traceback.
 
-    A wrong input is a ValueError that fourstage raised, or a library before the training began: TRL and transformers
-    check settings of theirs that way. Whatever else is raised is a bug and keeps its traceback, as everything does
-    where the command line has `--debug` alone (with a value it is transformers' own flag).
+    A wrong input is a ValueError from a `raise` of fourstage, or from a library before the training began: TRL and
+    transformers check their settings that way. Whatever else is raised is a bug and keeps its traceback, as everything
+    does where the command line has `--debug` alone (with a value it is transformers' own flag).
     """
     debug = _take_debug_flag()
     try:
@@ -47,10 +49,16 @@ def _take_debug_flag() -> bool:
 
 def _origin(error: ValueError) -> str | None:
     """Who raised a wrong input: `fourstage`, or a library that checks settings; None for a bug."""
-    frames = [(frame.f_globals.get("__name__", ""), frame.f_code.co_name) for frame, _ in walk_tb(error.__traceback__)]
-    module, _ = frames[-1]
-    package = module.split(".")[0]
+    frames = list(walk_tb(error.__traceback__))
+    frame, line = frames[-1]
+    package = _module(frame).split(".")[0]
     if package in ("fourstage", "__main__"):
-        return "fourstage"
-    training = any(name.startswith("transformers.trainer") and function == "train" for name, function in frames)
+        # Not int("x") or zip(strict=True), whose errors are raised in our frame and not by us.
+        raised = linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise")
+        return "fourstage" if raised else None
+    training = any(_module(f).startswith("transformers.trainer") and f.f_code.co_name == "train" for f, _ in frames)
     return package if package in _LIBRARIES and not training else None
+
+
+def _module(frame: FrameType) -> str:
+    return frame.f_globals.get("__name__", "")

@@ -51,6 +51,7 @@ def test_a_config_parses_by_the_command_on_its_first_line(monkeypatch, path):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_bare_command_uses_the_demo_config(monkeypatch, capsys, stage):
+    monkeypatch.setattr("fourstage.arguments.make_missing_parents", lambda recipe: None)  # tests/test_chain.py
     demo = yaml.safe_load((RECIPES / "configs" / "demo" / f"{stage}.yaml").read_text())
     data_args, training_args, _ = parse(monkeypatch, stage)
     assert (data_args.dataset_name, training_args.output_dir) == (demo["dataset_name"], demo["output_dir"])

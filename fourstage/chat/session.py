@@ -69,7 +69,7 @@ class Sampling:
     def set(self, name: str, value: str | float) -> None:
         """Sets a field; raises ValueError naming the fields there are, or the values that it takes."""
         if name not in _FIELDS:
-            raise ValueError(f"{name!r} is no sampling setting; choose from {', '.join(_FIELDS)}")
+            raise ValueError(f"{name!r} is not a sampling setting; choose from {', '.join(_FIELDS)}")
         kind, is_allowed, allowed = _FIELDS[name]
         try:
             number = kind(value)
@@ -185,7 +185,7 @@ class Stream(BaseStreamer):
     """The text of `generate`, handed to `write` token by token; only unfinished characters are kept back.
 
     (transformers' TextStreamer keeps each word back until the next has begun.) `text` is all of it so far, `tokens`
-    how many, `stopped` whether the model ended it, `interrupted` whether Ctrl-C did. Special tokens are no text.
+    how many, `stopped` whether the model ended it, `interrupted` whether Ctrl-C did. Special tokens are left out.
     """
 
     def __init__(self, speaker: Speaker, write: Callable[[str], object]):

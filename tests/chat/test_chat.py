@@ -261,7 +261,7 @@ def test_commands_that_cannot_be_obeyed(cli, folders):
     for part in (
         "/nope is not a command",
         "temperature=hot must be",
-        "'colour' is no sampling",
+        "'colour' is not a sampling",
         "give a name",
         "name a",
     ):

@@ -416,8 +416,8 @@ def test_splits(tmp_path):
 
 def test_data_names():
     both = DataArguments(dataset_name="fourstage/demo", datasets=[{"dataset_name": "fourstage/demo"}])
-    assert_refused(lambda: load_texts(both, 0), "either --dataset_name or `datasets:`", "both")
-    assert_refused(lambda: load_texts(DataArguments(), 0), "neither")
+    assert_refused(lambda: load_texts(both, 0), "dataset_name", "`datasets:`", "both", "--config")
+    assert_refused(lambda: load_texts(DataArguments(), 0), "neither", "demo/pretrain.yaml")
     for weight in (0, -1, float("nan"), float("inf"), "much", None, True):
         entry = {"dataset_name": "fourstage/demo", "weight": weight}
         assert_refused(lambda e=entry: load_texts(DataArguments(datasets=[e]), 0), "entry 1 has weight", "above 0")
