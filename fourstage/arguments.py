@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -88,7 +88,7 @@ class RunDefaults:
     """What all five recipes have in common: fields of TRL's configurations with defaults of ours."""
 
     resume_from_checkpoint: str | None = option(
-        "auto", "auto: go on where a run with the same settings was cut off; or the path of a checkpoint."
+        "auto", "auto: resume an interrupted run with the same settings; or the path of a checkpoint."
     )
     gradient_checkpointing: bool | None = option(None, "Trade compute for memory. Default: on for a GPU.")
     bf16: bool | None = option(None, "bfloat16 mixed precision. Default: on where a GPU has it.")
@@ -210,8 +210,8 @@ class RewardArguments:
     )
     control: str | None = option(
         None,
-        "random_reward: the same run with coin flips as rewards, the others only reported. What it gains, no reward "
-        "taught; any claim needs it beside it.",
+        "random_reward: the same run with coin flips as rewards, the others only reported. Report its gain next to "
+        "yours: no reward taught it.",
     )
 
 
@@ -263,6 +263,7 @@ def parse(recipe: str, *types: Any) -> tuple:
     module_doc = sys.modules["__main__"].__doc__
     usage = f"accelerate launch recipes/{path.name} [--config FILE.yaml] [--flag value ...]"
     parser = TrlParser(types, description=module_doc, usage=usage, allow_abbrev=False)
+    parser.error = _refuse  # argparse would print all of the usage, and exit
     known = {f.name for kind in types for f in fields(kind)}
     if "--config" in arguments:
         _check_names(_yaml_keys(_config_path(arguments)), known | {"env"}, f"{_config_path(arguments)}: ")
@@ -273,6 +274,10 @@ def parse(recipe: str, *types: Any) -> tuple:
     for model_args in (part for part in parsed if isinstance(part, ModelArguments)):
         model_args.trust_remote_code = any(getattr(part, "trust_remote_code", False) for part in parsed)
     return parsed
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(f"{message}; --help lists what each flag takes")
 
 
 def restored(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -301,8 +306,10 @@ def _spell_out(arguments: list[str], optional: set[str]) -> list[str]:
 
 def _config_path(arguments: list[str]) -> Path:
     after = arguments[arguments.index("--config") + 1 :]
-    if not after or not Path(after[0]).is_file():
-        raise ValueError(f"--config {after[0] if after else ''}: no such file; give the path of a YAML file")
+    if not after:
+        raise ValueError("--config: a file is missing; give the path of a YAML file")
+    if not Path(after[0]).is_file():
+        raise ValueError(f"--config {after[0]}: no such file; give the path of a YAML file")
     return Path(after[0])
 
 

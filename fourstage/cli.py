@@ -50,15 +50,15 @@ def _add_chat(commands: _Commands) -> None:
     chat.add_argument("model", metavar="MODEL", help="a finished stage, a saved model, a Hub id or a .gguf file")
     chat.add_argument("--prompt", metavar="TEXT", help="answer this alone, and exit")
     chat.add_argument("--continue", action="store_true", dest="continue_text", help="continue text, whatever the model")
-    chat.add_argument("--seed", type=int, help="of the sampled tokens (default: another at every start)")
+    chat.add_argument("--seed", type=int, help="seed of the sampling (default: another at every start)")
     _add_speaking(chat, temperature=0.7, max_new_tokens=512)
     chat.set_defaults(command=_chat)
     compare = commands.add_parser("compare", help="what several stages say to the same prompt, side by side")
-    compare.add_argument("models", nargs="+", metavar="MODEL", help="as of chat; reward models score all answers")
+    compare.add_argument("models", nargs="+", metavar="MODEL", help="as for chat; reward models score all answers")
     compare.add_argument(
         "--prompt", action="append", metavar="TEXT", help='may be repeated (default: "What is an LLM?")'
     )
-    compare.add_argument("--seed", type=int, default=0, help="of the sampled tokens, the same for each (default: 0)")
+    compare.add_argument("--seed", type=int, default=0, help="seed of the sampling, the same for each (default: 0)")
     _add_speaking(compare, temperature=0.0, max_new_tokens=64)
     compare.set_defaults(command=_compare)
 

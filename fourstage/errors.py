@@ -26,6 +26,8 @@ def reported_errors() -> Generator[None]:
     A wrong input is a ValueError from a `raise` of fourstage, or from a library before the training began: TRL and
     transformers check their settings that way. Whatever else is raised is a bug and keeps its traceback, as everything
     does where the command line has `--debug` alone (with a value it is transformers' own flag).
+
+    To tell a `raise` from int("x"), it reads the source line; without sources every error keeps its traceback.
     """
     debug = _take_debug_flag()
     try:
@@ -34,16 +36,19 @@ def reported_errors() -> Generator[None]:
         origin = _origin(error)
         if debug or origin is None:
             raise
-        hint = "" if origin == "fourstage" else f" (says {origin}; --debug shows where)"
+        hint = "" if origin == "fourstage" else f" (from {origin}; --debug shows where)"
         print(f"error: {error}{hint}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
 
 
 def _take_debug_flag() -> bool:
-    following = dict(zip(sys.argv, [*sys.argv[1:], "--"], strict=True))
-    if not following.get("--debug", "").startswith("--"):
+    if "--debug" not in sys.argv:
         return False
-    sys.argv.remove("--debug")
+    place = sys.argv.index("--debug")
+    value = sys.argv[place + 1 : place + 2]
+    if value and not value[0].startswith("--"):
+        return False
+    del sys.argv[place]
     return True
 
 

@@ -71,14 +71,15 @@ class Parent:
         return f"{self.name} ({', '.join(facts)})"
 
 
-def find_parent(name: str, revision: str | None = None) -> Parent:
+def find_parent(name: str, revision: str | None = None, expected: str | None = None) -> Parent:
     """Looks a model up: what its run.json holds, on the Hub at `revision`.
 
+    `expected` is the stage that would have made it, for the message about a folder that does not exist.
     Raises:
         ValueError: for a path without a finished stage (`check_parent`), or a run.json that is broken.
     """
     record = _record_on_hub(name, revision) if is_hub_id(name) else read_record(name)
-    _refuse_unusable(name, record)
+    _refuse_unusable(name, record, expected)
     return Parent(name, revision, record)
 
 
@@ -89,24 +90,24 @@ def needed_parent(name: str | None, revision: str | None, stage: str) -> Parent:
             f"model_name_or_path is missing: {stage} starts from a model, such as runs/{STAGES[stage].parent} or a Hub "
             f"id; the demo's own settings are --config recipes/configs/demo/{stage}.yaml"
         )
-    return find_parent(name, revision)
+    return find_parent(name, revision, expected=STAGES[stage].parent)
 
 
-def check_parent(name: str) -> None:
+def check_parent(name: str, expected: str | None = None) -> None:
     """Refuses a parent that is a path with no finished stage in it, and names the command that makes one.
 
-    Hub ids and folders that fourstage did not write pass.
+    Hub ids and folders that fourstage did not write pass. `expected` as in `find_parent`.
     """
-    _refuse_unusable(name, read_record(name))
+    _refuse_unusable(name, read_record(name), expected)
 
 
-def _refuse_unusable(name: str, record: dict | None) -> None:
+def _refuse_unusable(name: str, record: dict | None, expected: str | None) -> None:
     folder = Path(name)
     if folder.is_dir():
         if record and record["status"] != "finished":
             raise ValueError(f"{name} is not finished; finish it with: {record['command']}")
     elif not is_gguf(name) and (name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1):
-        stage = folder.name if folder.name in RECIPES else "pretrain"
+        stage = folder.name if folder.name in RECIPES else expected or "pretrain"
         parent = "" if stage == "pretrain" else " --model_name_or_path PARENT"
         flags = "" if name == f"runs/demo/{stage}" else f"{parent} --dataset_name DATA --output_dir {name}"
         raise ValueError(f"{name} does not exist; make it with: accelerate launch recipes/{stage}.py{flags}")

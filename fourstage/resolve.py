@@ -4,6 +4,8 @@ Each changes the arguments in place and returns the names of the settings that i
 `arguments` there holds the values used.
 """
 
+from typing import Protocol
+
 from transformers import PreTrainedTokenizerBase
 
 from fourstage.arguments import DataArguments, InstructConfig, ModelArguments, PretrainConfig, RewardModelConfig
@@ -27,7 +29,9 @@ def resolve_pretrain(data_args: DataArguments, training_args: PretrainConfig, mo
     left_open = ("learning_rate", "embedding_lr_scale", "head_lr_scale")
     filled = [name for name in left_open if getattr(training_args, name) is None]
     random_weights = not model_args.model_name_or_path
-    training_args.use_muon = training_args.use_muon and not model_args.use_peft  # adapters take AdamW
+    if training_args.use_muon and model_args.use_peft:  # adapters take AdamW
+        training_args.use_muon = False
+        filled.append("use_muon")
     fill_rates(training_args, random_weights and uses_scaled_init(model_args), random_weights, model_args.use_peft)
     if training_args.packing_strategy == "auto":
         training_args.packing_strategy = packing_strategy(model_args.attn_implementation)
@@ -77,7 +81,11 @@ def resolve_grpo(
     return ["learning_rate"]
 
 
-def _fill_max_length(training_args: InstructConfig | RewardModelConfig, model_args: ModelArguments) -> list[str]:
+class _HasMaxLength(Protocol):
+    max_length: int | None
+
+
+def _fill_max_length(training_args: _HasMaxLength, model_args: ModelArguments) -> list[str]:
     if training_args.max_length:
         return []
     training_args.max_length = min(context_of(load_config(model_args)) or _LONGEST, _LONGEST)

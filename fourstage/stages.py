@@ -5,7 +5,7 @@ A new stage begins with a row here (docs/extending.md).
 
 from dataclasses import dataclass
 
-DEMO_MINUTES = 13  # the whole chain on embedded data, on two cores (docs/demo.md)
+DEMO_MINUTES = 12  # the whole chain on embedded data, on two cores (docs/log/demo.md)
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,11 @@ class Stage:
         recipe: the file in recipes/ that trains it.
         title: its row of the stage table.
         parent: the stage whose model it starts from in a chain; None for random weights.
+        needs: other stages that have to be finished before it.
         rows: what it learns from: text, conversations, pairs, prompts or problems.
         scores: whether its model scores answers (a sequence classifier); otherwise it writes them (a causal LM).
         makes: its model in a few words, for the model card.
-        share: its part of the demo's time, in percent.
+        share: its part of the demo's time, in percent; 0 for a stage that is not part of the demo.
         next: the command that follows; `{folder}` is this stage's folder, `{parent}` its parent's.
     """
 
@@ -33,6 +34,7 @@ class Stage:
     makes: str
     share: int
     next: str | None = None
+    needs: tuple[str, ...] = ()
 
 
 _TABLE = (
@@ -79,6 +81,7 @@ _TABLE = (
         scores=False,
         makes="an assistant, tuned by PPO towards answers that are preferred",
         share=11,
+        needs=("reward",),
         next="accelerate launch recipes/grpo.py --model_name_or_path {folder} --dataset_name DATA "
         "--reward_funcs number",
     ),
@@ -109,9 +112,9 @@ RECIPES = tuple(stage.name for stage in _TABLE if stage.name == stage.recipe)
 
 
 def parents_of(name: str) -> list[str]:
-    """The stages that have to be finished before this one, in a chain: PPO needs a reward model beside its parent.
+    """The stages that have to be finished before this one, in a chain.
 
     Example: parents_of("ppo") -> ["sft", "reward"].
     """
-    parent = STAGES[name].parent
-    return ([parent] if parent else []) + (["reward"] if name == "ppo" else [])
+    stage = STAGES[name]
+    return [*([stage.parent] if stage.parent else []), *stage.needs]

@@ -21,6 +21,7 @@ from types import SimpleNamespace
 
 from fourstage.arguments import DataArguments, restored
 from fourstage.errors import reported_errors
+from fourstage.stages import RECIPES, STAGES
 
 
 def arguments() -> argparse.Namespace:
@@ -30,9 +31,7 @@ def arguments() -> argparse.Namespace:
         usage="python recipes/measure.py DIR [--flag value ...]",
     )
     parser.add_argument("model", metavar="DIR", help="a finished stage, any saved model, or a Hub id")
-    parser.add_argument(
-        "--stage", choices=("pretrain", "sft", "reward", "grpo"), help="what to measure (default: as run.json says)"
-    )
+    parser.add_argument("--stage", choices=RECIPES, help="what to measure (default: as run.json says)")
     parser.add_argument("--dataset_name", help="rows to measure on, all of them (default: what the stage held out)")
     parser.add_argument(
         "--max_rows", type=int, default=200, help="rows read, from the first (default: 200; of --tasks: 0 for all)"
@@ -80,20 +79,20 @@ def main(args: argparse.Namespace) -> None:
         write_row(args.model, {"model": args.model} | former | {"tasks": tasks})
         return
     stage = args.stage or (record["stage"] if record else None)
-    if stage == "ppo":  # its data are prompts alone
-        stage = "sft"
-        if not args.dataset_name:
-            raise ValueError(f"{args.model} learned from prompts without answers; name rows with --dataset_name")
     if stage is None:
         raise ValueError(f"{args.model} has no run.json; say what to measure with --stage, such as sft or grpo")
     if not (args.dataset_name or record):
         raise ValueError(f"{args.model} has no run.json; name the rows to measure on with --dataset_name")
-    kind = AutoModelForSequenceClassification if stage == "reward" else AutoModelForCausalLM
+    measurement = measurement_of(stage)
+    if measurement is measure_answers and not args.dataset_name and STAGES[stage].rows != "conversations":
+        raise ValueError(
+            f"{args.model} learned from {STAGES[stage].rows}, not from answers; name rows with --dataset_name"
+        )
+    kind = AutoModelForSequenceClassification if STAGES[stage].scores else AutoModelForCausalLM
     with opening(args.model):
         tokenizer = AutoTokenizer.from_pretrained(args.model)
         model = kind.from_pretrained(args.model, use_safetensors=True)
-    measure = {"pretrain": measure_texts, "sft": measure_answers, "reward": measure_pairs, "grpo": measure_problems}
-    metrics, answers = measure[stage](args, record, model, tokenizer)
+    metrics, answers = measurement(args, record, model, tokenizer)
     row = {"model": args.model, "stage": stage, "parameters": model.num_parameters(), **metrics}
     for answer in answers[:8]:
         print(f"  {answer['prompt'][-1]['content'][-100:]!r}\n    -> {answer['completion'][:160]!r}")
@@ -101,6 +100,13 @@ def main(args: argparse.Namespace) -> None:
     print(json.dumps(row))
     tasks = former_row(args.model).get("tasks")
     write_row(args.model, row | ({"tasks": tasks} if tasks else {}))
+
+
+def measurement_of(stage: str):
+    """How the model of a stage is measured: by what it learned from, and whether it scores answers or writes them."""
+    if STAGES[stage].scores:
+        return measure_pairs
+    return {"text": measure_texts, "problems": measure_problems}.get(STAGES[stage].rows, measure_answers)
 
 
 def former_row(model: str) -> dict:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 
 from fourstage.atomic import write_atomically
@@ -25,6 +26,7 @@ from fourstage.errors import reported_errors
 from fourstage.stages import STAGES, parents_of
 
 RECIPES = Path(__file__).resolve().parent
+CHAIN = [name for name, stage in STAGES.items() if stage.share]
 FAST = {"pretrain": 20, "sft": 20, "reward": 6, "ppo": 8, "grpo": 2, "control": 2}  # steps
 _TRAINING_BAR = re.compile(r"(\d+)/(\d+) \[[^\]\r\n]*tokens/s\]")  # not the bars of reading data and of evaluations
 ITEMS, FAST_ITEMS = 1000, 20  # measured of every kind
@@ -38,7 +40,7 @@ def arguments() -> argparse.Namespace:
     add("--output_dir", type=Path, help="where all of it goes (default: runs/MODEL, with --fast runs/MODEL-fast)")
     add("--seed", type=int, default=0, help="of weights, order and samples (default: 0)")
     add("--seeds", type=int, default=1, help="chains, from --seed on, each in a folder of its own (default: 1)")
-    add("--stages", nargs="+", choices=STAGES, default=[*STAGES], metavar="STAGE", help=f"of {', '.join(STAGES)}")
+    add("--stages", nargs="+", choices=CHAIN, default=CHAIN, metavar="STAGE", help=f"of {', '.join(CHAIN)}")
     add("--fast", action="store_true", help="a few steps a stage: shows that all runs, not that anything is learned")
     add("--check", action="store_true", help="exit with 1 if a figure falls short of what the chain has to reach")
     add("--config_file", default=str(RECIPES.parent / "accelerate_configs" / "cpu.yaml"), help="for accelerate launch")
@@ -54,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
     folders = chain_folders(args)
     former = check_folders(args, folders)
     for seed, folder in folders.items():
-        for together in (("pretrain",), ("sft",), ("reward",), ("ppo",), ("grpo", "control")):
+        for _, together in groupby(CHAIN, key=lambda name: STAGES[name].recipe):  # GRPO and its control at once
             asked = [stage for stage in together if stage in args.stages]
             clocks = [Clock(args, started, seed, stage, live=stage == asked[0]) for stage in asked]
             with ThreadPoolExecutor(2) as pool:  # two processes of one thread do more than one of two
@@ -87,7 +89,7 @@ def check_folders(args: argparse.Namespace, folders: dict[int, Path]) -> dict | 
     if former and former["seeds"] != list(folders):
         raise ValueError(f"{args.output_dir} holds seeds {former['seeds']}, asked for {list(folders)}; {choose}")
     for seed, folder in folders.items():
-        records = {stage: read_json(folder / stage / "run.json") for stage in STAGES}
+        records = {stage: read_json(folder / stage / "run.json") for stage in CHAIN}
         for stage, record in records.items():
             if record and record["seed"] != seed:
                 raise ValueError(f"{folder / stage} holds seed {record['seed']}, asked for {seed}; {choose}")
@@ -162,7 +164,7 @@ class Clock:
     def __init__(self, args: argparse.Namespace, started: float, seed: int, stage: str, live: bool):
         self.started, self.stage, self.begun = started, stage, time.monotonic()
         self.live = live and sys.stdout.isatty()
-        asked = [s for s in STAGES if s in args.stages]
+        asked = [s for s in CHAIN if s in args.stages]
         self.place = f"[{asked.index(stage) + 1}/{len(asked)}] {stage}" + (f", seed {seed}" if args.seeds > 1 else "")
         one = sum(STAGES[s].share for s in asked)
         self.before = one * (seed - args.seed) + sum(STAGES[s].share for s in asked[: asked.index(stage)])
@@ -202,7 +204,7 @@ def measure(args: argparse.Namespace, folders: dict[int, Path], started: float, 
     from fourstage.demo import checks, table
     from fourstage.parent import weights_hash
 
-    paths = [folder / stage for folder in folders.values() for stage in STAGES if (folder / stage).is_dir()]
+    paths = [folder / stage for folder in folders.values() for stage in CHAIN if (folder / stage).is_dir()]
     measured = {str(path.relative_to(args.output_dir)): weights_hash(str(path)) for path in paths} | {"code": git_sha()}
     if former and former["measured"] == measured:
         return former

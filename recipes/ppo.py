@@ -5,7 +5,7 @@
     accelerate launch recipes/ppo.py --model_name_or_path runs/sft --dataset_name DATA --reward_funcs package.function
 
 Without arguments it tunes the embedded assistant to be polite. The data are prompts, or rows of any stage, whose
-answers are left away. A penalty of --beta on the distance from the starting model keeps it from gaming the reward.
+answers are left out. A penalty of --beta on the distance from the starting model keeps it from gaming the reward.
 """
 
 from fourstage.arguments import DataArguments, ModelArguments, parse

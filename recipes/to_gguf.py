@@ -13,6 +13,8 @@ import runpy
 import sys
 from pathlib import Path
 
+from fourstage.errors import reported_errors
+
 SPLIT_OF_SMOLLM = [{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "use_regex": True}]
 
 
@@ -45,4 +47,5 @@ if __name__ == "__main__":
     if len(sys.argv) < 3 or "--help" in sys.argv:
         print(__doc__ + "\nusage: python recipes/to_gguf.py LLAMA_CPP DIR [--outfile FILE] [--outtype TYPE] ...")
     else:
-        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+        with reported_errors():
+            main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

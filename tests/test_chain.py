@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import yaml
-from helpers import ACCELERATE, RECIPES, environment
+from helpers import ACCELERATE, RECIPES, SHAPE, environment, write_chats, write_texts
 
 from fourstage import chain
 from fourstage.stages import STAGES, parents_of
@@ -27,7 +27,7 @@ def finish(name):
 
 def test_every_stage_has_its_recipe_and_comes_after_its_parents():
     names = list(STAGES)
-    assert names == ["pretrain", "sft", "reward", "ppo", "grpo", "control"]
+    assert names[0] == "pretrain" and {"sft", "reward", "ppo", "grpo", "control"} <= {*names}
     for name, stage in STAGES.items():
         assert (
             stage.name == name
@@ -77,7 +77,7 @@ def test_what_is_made_is_told_with_its_minutes(monkeypatch, tmp_path, capsys):
     )
     chain.make_missing_parents(RECIPES / "reward.py")
     said = capsys.readouterr().out
-    assert "starts from pretrain, sft: made first, about 7 minutes" in said  # 32 + 19 of 100 of 13 minutes
+    assert "starts from pretrain, sft: made first, about 6 minutes" in said  # 32 + 19 of 100 of 12 minutes
     assert [words[1:] for words in commands] == [
         [str(RECIPES / f"{name}.py"), "--config", str(CONFIGS / f"{name}.yaml")] for name in ("pretrain", "sft")
     ]
@@ -101,21 +101,24 @@ def test_a_stage_that_is_made_first_is_not_launched_as_this_one_is(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_bare_launch_on_a_fresh_clone(tmp_path):
-    """`accelerate launch recipes/reward.py` and nothing else, with the demo's settings cut to a few steps."""
+    """`accelerate launch recipes/reward.py` and nothing else; the demo's settings are cut to small data and 4 steps."""
     shutil.copytree(RECIPES, tmp_path / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
+    pairs = [{"prompt": f"Is {i} odd?", "chosen": f"It is {i}.", "rejected": f"No {i}!"} for i in range(40)]
+    (tmp_path / "reward.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    write_texts(tmp_path / "pretrain.jsonl")
+    write_chats(tmp_path / "sft.jsonl")
     for name in ("pretrain", "sft", "reward"):
         path = tmp_path / "recipes/configs/demo" / f"{name}.yaml"
-        settings = yaml.safe_load(path.read_text()) | {"max_steps": 4, "report_to": "none", "num_parameters": "300K"}
-        path.write_text(yaml.safe_dump(settings))
-    command = [*ACCELERATE, "recipes/reward.py"]
-    run = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": 280}
-    done = subprocess.run(command, **run)
+        small = {"dataset_name": f"{name}.jsonl", "max_steps": 4, "report_to": "none"}
+        small |= {"num_parameters": "43K", "vocab_size": 384, "config_overrides": SHAPE} if name == "pretrain" else {}
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | small))
+    run = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True}
+    done = subprocess.run([*ACCELERATE, "recipes/reward.py"], **run)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert "starts from pretrain, sft: made first" in done.stdout
-    records = [
-        json.loads((tmp_path / f"runs/demo/{name}/run.json").read_text()) for name in ("pretrain", "sft", "reward")
-    ]
-    assert [record["status"] for record in records] == ["finished"] * 3
-    again = subprocess.run(command, **run)
+    for name in ("pretrain", "sft", "reward"):
+        assert json.loads((tmp_path / f"runs/demo/{name}/run.json").read_text())["status"] == "finished"
+    again = subprocess.run([*ACCELERATE, "recipes/reward.py"], **run)
     assert again.returncode == 0 and "is finished" in again.stdout and "made first" not in again.stdout

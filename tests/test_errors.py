@@ -65,8 +65,17 @@ def test_recipes_end_so_and_the_launcher_keeps_quiet_if_asked():
     assert "Traceback" not in done.stderr and done.stderr.rstrip().splitlines()[-1] == last
 
 
+@pytest.mark.parametrize("flags, named", [(["--learning_rate=fast"], "learning_rate"), (["--config"], "--config")])
+def test_a_value_of_the_wrong_type_takes_one_line_too(flags, named):
+    """argparse alone would print the whole usage first."""
+    done = run_program(sys.executable, RECIPES / "pretrain.py", *flags, ok=False)
+    assert done.returncode == 2 and "usage" not in done.stderr
+    last = done.stderr.rstrip().splitlines()[-1]
+    assert last.startswith("error: ") and named in last
+
+
 def test_a_setting_that_a_library_refuses_is_told_with_its_name():
     flags = ["--dataset_name=fourstage/demo", "--load_best_model_at_end", "--save_strategy=no", "--output_dir=x"]
     done = run_program(sys.executable, RECIPES / "pretrain.py", *flags, ok=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.rstrip().endswith("(says transformers; --debug shows where)")
+    assert done.stderr.rstrip().endswith("(from transformers; --debug shows where)")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers import SMALL_RUN, TINY, record_of, run_here, write_chats, write_texts
 
-from fourstage.parent import Parent, find_parent, is_hub_id, needed_parent
+from fourstage.parent import Parent, check_parent, find_parent, is_hub_id, needed_parent
 
 
 def folder_of(path, **record):
@@ -49,6 +49,14 @@ def test_which_names_are_of_the_hub(name, expected):
 def test_a_missing_name_names_the_field_and_the_demo():
     with pytest.raises(ValueError, match=r"model_name_or_path is missing.*runs/sft.*configs/demo/ppo\.yaml"):
         needed_parent(None, None, "ppo")
+
+
+def test_a_missing_folder_is_made_by_the_stage_that_should_have_made_it(tmp_path):
+    """Under a name of the person's own, which says nothing about its stage."""
+    with pytest.raises(ValueError, match=r"runs/polite does not exist.*recipes/ppo\.py"):
+        needed_parent("runs/polite", None, "grpo")
+    with pytest.raises(ValueError, match=r"runs/mine does not exist.*recipes/reward\.py"):
+        check_parent("runs/mine", expected="reward")
 
 
 def test_hash_and_commit_are_looked_up_when_asked_for_and_then_kept(monkeypatch, tmp_path):

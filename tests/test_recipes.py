@@ -31,15 +31,6 @@ TOKEN = "hf_" + "zyxWVUtsrQ" * 3
 CONFIGS = ROOT / "accelerate_configs"
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A finished base of 43,000 parameters."""
-    folder = tmp_path_factory.mktemp("small")
-    texts = write_texts(folder / "texts.jsonl")
-    run_here("pretrain", "--dataset_name", texts, "--max_length=64", "--output_dir", folder / "base", *TINY, *SMALL_RUN)
-    return folder / "base"
-
-
 # Two stages by `accelerate launch`, on the embedded data
 
 
@@ -160,7 +151,7 @@ def kill_after(file, command):
     assert program.wait() == -signal.SIGKILL, "it ended before it could be killed"
 
 
-# evaluate.py, in this process
+# measure.py, in this process
 
 
 def evaluate(monkeypatch, *flags):

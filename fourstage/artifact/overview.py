@@ -12,6 +12,8 @@ from fourstage.models.facts import context_of
 from fourstage.models.loading import describe
 from fourstage.models.sizing import parse_count
 
+_SCALED = ("embedding", "head")  # what Muon leaves to AdamW with rates of their own
+
 
 def overview(run: Run, trainer: Trainer, state: TrainerState) -> str:
     """The block: model, vocabulary and context, data, batch, steps, rates, precision, device; lines of `name  text`.
@@ -117,17 +119,19 @@ def _steps(run: Run, trainer: Trainer, state: TrainerState) -> str:
 
 def _rates(run: Run, trainer: Trainer) -> str:
     args = _settings(trainer)
-    warm_up = f", warm-up {args.warmup_steps:g}" if args.warmup_steps else ""
+    warm_up = ""
+    if args.warmup_steps:  # below 1 a share of all steps
+        share = args.warmup_steps < 1
+        warm_up = (
+            f", warm-up {args.warmup_steps:.0%} of the steps" if share else f", warm-up {args.warmup_steps:g} steps"
+        )
     text = f"{args.learning_rate:.3g}{_mark(run, 'learning_rate')}, {_name(args.lr_scheduler_type)}{warm_up}"
     if getattr(args, "use_muon", False):
-        scales = [f"{part} x {getattr(args, f'{part}_lr_scale'):g}{_mark(run, f'{part}_lr_scale')}" for part in _TABLES]
+        scales = [f"{part} x {getattr(args, f'{part}_lr_scale'):g}{_mark(run, f'{part}_lr_scale')}" for part in _SCALED]
         return f"{text}; Muon, and AdamW for the rest: {', '.join(scales)}"
     if hasattr(args, "value_learning_rate"):
         text += f"; critic {args.value_learning_rate:.3g}"
     return f"{text}; {_name(args.optim)}"
-
-
-_TABLES = ("embedding", "head")
 
 
 def _name(setting: object) -> str:

@@ -128,7 +128,7 @@ def show_summary(run: Run, metrics: dict, samples: list[dict]) -> None:
     if following := STAGES[record["stage"]].next:
         parent = run.parent.name if run.parent else ""
         print(f"  next: {following.format(folder=run.folder, parent=parent)}")
-    elif record["arguments"]["training"]["control"] is None:
+    elif record["stage"] == "grpo" and not record["arguments"]["training"]["control"]:
         print("  its control: the same command with --control random_reward and another --output_dir")
 
 

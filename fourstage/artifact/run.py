@@ -127,7 +127,7 @@ def start_run(
     record = new_record(stage, data_args, training_args, model_args, parent, resolved)
     record["tokenizer_repairs"] = list(repairs)
     settings, hub = take_settings(training_args), None  # after the record, which keeps them
-    answer: list[tuple] = [()]
+    answer: list[tuple] = [()]  # one item in a list, as broadcast_object_list takes it
     if process.is_main_process:
         hub, answer = _open(folder, record, training_args.resume_from_checkpoint, settings)
     if process.num_processes > 1:
@@ -224,6 +224,26 @@ def push_run(folder: Path, record: dict, hub: Hub) -> None:
     Run(folder, record, None, True).write()
 
 
+def push_folder(folder: Path, settings: HubSettings) -> None:
+    """Uploads the folder to the repository of `settings`; by default to where it went, or was to go, before.
+
+    Raises:
+        ValueError: of one line, if the folder holds no finished stage or the repository another run, and if the Hub
+            does not take it.
+    """
+    record = read_record(str(folder.resolve()))
+    if record is None or record["status"] != "finished":
+        way = f"finish it with: {record['command']}" if record else "give the folder that a recipe finished"
+        raise ValueError(f"{folder} holds no finished stage; {way}")
+    before, given = record.get("hub") or {}, record["arguments"]["training"]
+    settings.model_id = settings.model_id or before.get("repo_id") or given.get("hub_model_id")
+    settings.revision = settings.revision or before.get("revision") or given.get("hub_revision")
+    hub = open_hub(settings, folder, card_data(record).to_yaml())
+    if there := hub.record():
+        refuse_another_run(hub, there, record)
+    push_run(folder, record, hub)
+
+
 def _open(folder: Path, record: dict, resume: str | None, settings: HubSettings | None) -> tuple[Hub | None, list]:
     """The Hub, if the run is pushed, and the answer of `_decide` in a list; a checkpoint on the Hub is fetched where
     the folder has none."""
@@ -263,14 +283,16 @@ def refuse_another_run(hub: Hub, there: dict, record: dict) -> None:
 
 def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | None]:
     """("start", checkpoint or None), ("finished", message) or ("error", message)."""
-    former = read_record(folder)
+    if problem := _unusable(folder, resume):
+        return "error", problem
+    checkpoint, former = None if resume in (None, "auto") else resume, read_record(folder)
     if former is None:
         if folder.is_dir() and any(folder.iterdir()):
             return "error", f"output_dir={folder} holds files that are not a fourstage run; choose another --output_dir"
-        return "start", None if resume in (None, "auto") else resume
+        return "start", checkpoint
     changed = differences(former, record)
-    if changed and {path.name for path in folder.iterdir()} == {"run.json"}:
-        return "start", None  # it failed before it had a trainer: a mended command may take the folder
+    if changed and _has_nothing_trained(folder):
+        return "start", None  # a mended command may take the folder
     if changed:
         return "error", (f"output_dir={folder} holds another run: {'; '.join(changed)}; choose another --output_dir")
     if former["status"] == "finished":
@@ -280,7 +302,25 @@ def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | 
             f"{folder} ran with {former['processes']} processes, now {record['processes']}, another number of rows a "
             f"step; resume it with --num_processes {former['processes']}, or choose another --output_dir"
         )
-    return "start", _last_checkpoint(folder) if resume in (None, "auto") else resume
+    return "start", checkpoint or _last_checkpoint(folder)
+
+
+def _unusable(folder: Path, resume: str | None) -> str | None:
+    """What is wrong with the folder of a run, or with the checkpoint it is to go on from; None if nothing is."""
+    if folder.exists() and not folder.is_dir():
+        return f"output_dir={folder} is a file; choose another --output_dir"
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    if not os.access(existing, os.W_OK):
+        return f"output_dir={folder} cannot be made: {existing} is not writable; choose another --output_dir"
+    if resume not in (None, "auto") and not (Path(resume) / "trainer_state.json").is_file():
+        return f"resume_from_checkpoint={resume} is not a checkpoint; give one of the run's checkpoints/, or auto"
+    return None
+
+
+def _has_nothing_trained(folder: Path) -> bool:
+    """Whether the run that began in the folder failed before its first checkpoint and left nothing of use."""
+    left = {path.name for path in folder.iterdir()} - {"run.json"}
+    return not left or (left == {"checkpoints"} and not any((folder / "checkpoints").iterdir()))
 
 
 def _last_checkpoint(folder: Path) -> str | None:
@@ -314,23 +354,3 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, run: Run) -> None:
             (run.folder / file.name).write_bytes(file.read_bytes())
     else:
         tokenizer.save_pretrained(run.folder)
-
-
-def push_folder(folder: Path, settings: HubSettings) -> None:
-    """Uploads the folder to the repository of `settings`; by default to where it went, or was to go, before.
-
-    Raises:
-        ValueError: of one line, if the folder holds no finished stage or the repository another run, and if the Hub
-            does not take it.
-    """
-    record = read_record(str(folder.resolve()))
-    if record is None or record["status"] != "finished":
-        way = f"finish it with: {record['command']}" if record else "give the folder that a recipe finished"
-        raise ValueError(f"{folder} holds no finished stage; {way}")
-    before, given = record.get("hub") or {}, record["arguments"]["training"]
-    settings.model_id = settings.model_id or before.get("repo_id") or given.get("hub_model_id")
-    settings.revision = settings.revision or before.get("revision") or given.get("hub_revision")
-    hub = open_hub(settings, folder, card_data(record).to_yaml())
-    if there := hub.record():
-        refuse_another_run(hub, there, record)
-    push_run(folder, record, hub)

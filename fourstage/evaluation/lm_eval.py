@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from fourstage.errors import one_line
 from fourstage.models.opening import open_tokenizer, opening
+from fourstage.stages import STAGES
 
 if TYPE_CHECKING:  # an extra, and slow to import
     from lm_eval.tasks import TaskManager
@@ -49,7 +50,7 @@ def measure_tasks(name: str, stage: str | None, settings: TaskSettings) -> dict[
     """
     if not find_spec("lm_eval"):
         raise ValueError('--tasks needs lm-eval: pip install -e ".[eval]" -c constraints.txt')
-    if stage == "reward":
+    if stage in STAGES and STAGES[stage].scores:
         raise ValueError(f"{name} is a reward model: it scores answers and writes none, which lm-eval needs")
     manager = find_tasks(settings.names, settings.include_path)
     tokenizer = open_tokenizer(name)

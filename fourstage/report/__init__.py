@@ -15,6 +15,7 @@ from fourstage.atomic import write_atomically
 from fourstage.report import formatting, prose
 from fourstage.report.figures import CHARTS, draw
 from fourstage.report.load import Source, StageRun, cut, last_question, read_source, section
+from fourstage.stages import STAGES
 
 TEMPLATES = Path(__file__).parent
 _LONGEST_SAMPLE = 600  # characters
@@ -158,8 +159,9 @@ def _compared(source: Source, rows: list[dict]) -> list[dict]:
     """Every prompt with the answers of all stages: those of the stage table, or else the samples of the runs."""
     answers = [(row["stage"], row["title"], answer) for row in rows for answer in row.get("answers") or []]
     if not answers:
-        names = {chapter.stage: chapter.name for chapter in prose.CHAPTERS} | {"control": "Control"}
-        first = [runs[0] for stage, runs in source.runs.items() if runs and stage != "reward"]
+        titles = {name: stage.title for name, stage in STAGES.items()}
+        names = titles | {chapter.stage: chapter.name for chapter in prose.CHAPTERS} | {"control": "Control"}
+        first = [runs[0] for name, runs in source.runs.items() if runs and not STAGES[name].scores]
         answers = [(run.stage, names[run.stage], sample) for run in first for sample in run.samples]
     prompts: dict[str, dict] = {}
     for stage, title, answer in answers:

@@ -48,7 +48,7 @@ def load_rewards(args: RewardSettings) -> list[str | Callable]:
     """
     sources: list[str | Callable] = [load_reward_func(name) for name in args.reward_funcs or []]
     if args.reward_model_name_or_path:
-        check_parent(args.reward_model_name_or_path)
+        check_parent(args.reward_model_name_or_path, expected="reward")
         with opening(args.reward_model_name_or_path):
             labels = AutoConfig.from_pretrained(args.reward_model_name_or_path).num_labels
         check_one_label(labels, f"reward_model_name_or_path={args.reward_model_name_or_path}")
@@ -155,6 +155,8 @@ class PlainTextTokenizer:
     tokenizer: PreTrainedTokenizerBase
 
     def __getattr__(self, name: str) -> Any:
+        if name == "tokenizer":  # while a copy of this is made, which has no fields yet
+            raise AttributeError(name)
         return getattr(self.tokenizer, name)
 
     def __call__(self, text: list[str], **options: Any) -> BatchEncoding:

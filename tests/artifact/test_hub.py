@@ -453,15 +453,6 @@ def test_a_hub_that_is_not_there_takes_one_line(here, monkeypatch):
 # A base of ours is known as one wherever it lies: on a branch, or on the Hub
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A base of 43,000 parameters, the smallest chain there is."""
-    folder = tmp_path_factory.mktemp("base")
-    texts = write_texts(folder / "texts.jsonl")
-    run_here("pretrain", "--dataset_name", texts, "--max_length=64", "--output_dir", folder / "base", *TINY, *SMALL_RUN)
-    return folder / "base"
-
-
 @pytest.fixture
 def branches(here, base, monkeypatch):
     """me/stages: a tuned model on main, a base on the branch `pretrain`; the weights are the same."""

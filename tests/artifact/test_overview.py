@@ -7,14 +7,6 @@ import pytest
 from helpers import SMALL_RUN, TINY, run_here, write_chats, write_texts
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("overview")
-    texts = write_texts(folder / "texts.jsonl")
-    run_here("pretrain", "--dataset_name", texts, "--max_length=64", "--output_dir", folder / "base", *TINY, *SMALL_RUN)
-    return folder / "base"
-
-
 def block(printed):
     """{name: text} of the block among what was printed."""
     lines = printed.split("\n\n")
@@ -35,7 +27,7 @@ def test_pre_training(tmp_path, capsys):
     assert said["batch"] == "4 rows x 3 accumulated x 1 process = 12 rows a step"
     assert said["steps"].startswith("4, ") and said["steps"].endswith(f" passes over the data, {4 * 12 * 64:,} tokens")
     assert said["rates"] == (
-        "0.01 *, warmup_stable_decay, warm-up 2; Muon, and AdamW for the rest: embedding x 20 *, head x 0.7 *"
+        "0.01 *, warmup_stable_decay, warm-up 2 steps; Muon, and AdamW for the rest: embedding x 20 *, head x 0.7 *"
     )
     assert (said["precision"], said["device"]) == ("float32 weights", "cpu, 1 thread a process")
     rows = int(re.search(r"packed \(wrapped\) into ([\d,]+) rows", said["data"])[1].replace(",", ""))
@@ -69,4 +61,4 @@ def test_reinforcement_learning(base, tmp_path, capsys):
     run_here("grpo", *flags, "--num_generations=4", "--output_dir", tmp_path / "grpo")
     said = block(capsys.readouterr().out)
     assert said["batch"] == "4 completions x 2 accumulated x 1 process = 8 completions a step, 4 for each prompt"
-    assert " *, constant_with_warmup, warm-up 5" in said["rates"]
+    assert " *, constant_with_warmup, warm-up 5 steps" in said["rates"]

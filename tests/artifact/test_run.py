@@ -185,6 +185,25 @@ def test_a_folder_with_foreign_files_is_refused(chain, tmp_path):
     assert files_in(tmp_path) == {"thesis.txt"}
 
 
+def test_what_cannot_be_a_run_folder_or_a_checkpoint_is_refused(chain, tmp_path):
+    (tmp_path / "file").write_text("a")
+    with pytest.raises(ValueError, match="output_dir=.*is a file"):
+        run_here("sft", *chain["sft"], "--output_dir", tmp_path / "file")
+    resumed = [*chain["sft"], "--resume_from_checkpoint", tmp_path / "nowhere"]
+    with pytest.raises(ValueError, match="resume_from_checkpoint=.*is not a checkpoint"):
+        run_here("sft", *resumed, "--output_dir", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_mended_command_takes_the_folder_of_one_that_failed_at_its_first_step(chain, tmp_path):
+    """transformers has made checkpoints/ by then, and found that the rate is wrong."""
+    with pytest.raises(ValueError, match="learning rate"):
+        run_here("sft", *chain["sft"], "--learning_rate=-1", "--output_dir", tmp_path / "sft")
+    assert (tmp_path / "sft/run.json").is_file()
+    run_here("sft", *chain["sft"], "--learning_rate=1e-3", "--output_dir", tmp_path / "sft")
+    assert record_of(tmp_path / "sft")["status"] == "finished"
+
+
 # Refused before anything is written
 
 

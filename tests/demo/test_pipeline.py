@@ -111,7 +111,7 @@ def test_every_stage_starts_from_the_one_before(pipeline, monkeypatch):
     assert after("ppo", "--reward_model_name_or_path") == f"{folder}/reward"
     assert after("control", "--control") == "random_reward" and after("grpo", "--control") is None
     assert {after(stage, "--seed") for stage in commands} == {"5"} and "--max_steps" not in commands["sft"]
-    assert {*pipeline.FAST} == {*pipeline.STAGES} and sum(stage.share for stage in pipeline.STAGES.values()) == 100
+    assert {*pipeline.FAST} == {*pipeline.CHAIN} and sum(stage.share for stage in pipeline.STAGES.values()) == 100
 
 
 def test_several_seeds_have_folders_of_their_own(pipeline, monkeypatch):

@@ -106,7 +106,7 @@ def test_adapters_and_a_system_prompt(base, tmp_path):
 
 
 def test_as_a_program_then_evaluated(base, tmp_path):
-    """The commands of the README, and evaluate.py on the very rows that the run held out."""
+    """The commands of the README, and measure.py on the very rows that the run held out."""
     _, flags = base
     run = tmp_path / "run"
     data = [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(60)]
