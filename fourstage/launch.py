@@ -21,9 +21,14 @@ accelerate 1.15 (N = 2):
 import os
 import re
 import sys
+from typing import TYPE_CHECKING
 
 import psutil
+from accelerate import PartialState
 from accelerate.utils import DistributedType, get_int_from_env, parse_flag_from_env
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 # The names accelerate itself reads: torchrun's, then those of the MPIs.
 WORLD_SIZE_NAMES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
@@ -31,18 +36,19 @@ ACCELERATE_LAUNCH = re.compile(r"(^|[/\\ ])accelerate( launch|-launch|[./]comman
 DDP_LAUNCH = "accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes"
 
 
-def check_launch(training_args) -> None:
+def check_launch(training_args: "TrainingArguments") -> None:
     """Raise ValueError if this launch trains fewer processes than it was asked for, or not the way it was asked to.
 
     Call it after the arguments are parsed and before a model, a data set or a folder is made: `training_args` has
     joined the process group by then, so `training_args.distributed_state` is what was really got.
     """
-    check_accelerate_processes(training_args.distributed_state)
-    check_world_size(training_args.distributed_state, training_args.output_dir)
-    check_sharding(training_args.distributed_state, training_args)
+    state = training_args.distributed_state or PartialState()
+    check_accelerate_processes(state)
+    check_world_size(state, training_args.output_dir)
+    check_sharding(state, training_args)
 
 
-def check_accelerate_processes(state) -> None:
+def check_accelerate_processes(state: PartialState) -> None:
     asked = processes_asked_of_accelerate()
     if asked > state.num_processes:
         raise ValueError(
@@ -52,7 +58,7 @@ def check_accelerate_processes(state) -> None:
         )
 
 
-def check_world_size(state, output_dir: str) -> None:
+def check_world_size(state: PartialState, output_dir: str | None) -> None:
     asked = get_int_from_env(WORLD_SIZE_NAMES, 1)
     if asked > state.num_processes:
         fix = (
@@ -67,7 +73,7 @@ def check_world_size(state, output_dir: str) -> None:
         )
 
 
-def check_sharding(state, training_args) -> None:
+def check_sharding(state: PartialState, training_args: "TrainingArguments") -> None:
     got = state.distributed_type
     # PartialState never says FSDP: accelerate turns MULTI_GPU, or another accelerator's name, into it later on.
     wants_fsdp = parse_flag_from_env("ACCELERATE_USE_FSDP") or training_args.fsdp

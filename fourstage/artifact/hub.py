@@ -26,6 +26,8 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import disable_progress_bars
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from fourstage.artifact.upload import LAST, remove_staged, stage_checkpoint, stage_finished
 from fourstage.errors import one_line
@@ -51,13 +53,15 @@ class HubSettings:
         return shlex.join(words + (["--revision", self.revision] if self.revision else []))
 
 
-def take_settings(training_args) -> HubSettings | None:
+def take_settings(training_args: TrainingArguments) -> HubSettings | None:
     """The settings of a push if one is asked for; the trainer is told of none."""
     if not training_args.push_to_hub:
         return None
     training_args.push_to_hub = False
     args = training_args
-    return HubSettings(args.hub_model_id, args.hub_private_repo, args.hub_revision, args.hub_strategy.value)
+    return HubSettings(
+        args.hub_model_id, args.hub_private_repo, args.hub_revision, HubStrategy(args.hub_strategy).value
+    )
 
 
 @dataclass

@@ -3,9 +3,20 @@
 import json
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import GRPOTrainer
 
 from fourstage.artifact.overview import overview
 from fourstage.artifact.run import CleanRun, Run
@@ -36,16 +47,25 @@ _SHOWN = {
 class StageProgress(ProgressCallback):
     """transformers' progress bar with tokens per second in it, and short lines for people instead of dictionaries."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         self._since, self._tokens_before = time.monotonic(), state.num_input_tokens_seen
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         super().on_step_end(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.set_postfix_str(f"{self.tokens_per_second(state):,.0f} tokens/s", refresh=False)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
         if state.is_world_process_zero and logs:
             parts = [text.format(float(logs[key])) for key, text in _SHOWN.items() if key in logs]
             if parts:
@@ -62,25 +82,35 @@ class WriteCompletions(TrainerCallback):
     A resumed run takes away the lines after its checkpoint first. `trainer` is TRL's GRPOTrainer or based on it.
     """
 
-    def __init__(self, trainer, file: Path, answers: int = 4):
+    def __init__(self, trainer: GRPOTrainer, file: Path, answers: int = 4):
         self.samples, self.file, self.answers = trainer._logs, file, answers
-        self.held_out = {json.dumps(row["prompt"]) for row in trainer.eval_dataset or []}
+        rows = cast(Iterable[dict], trainer.eval_dataset or [])  # one data set, not several by name
+        self.held_out = {json.dumps(row["prompt"]) for row in rows}
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero and self.file.exists():
             lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if json.loads(line)["step"] < state.global_step]
             self.file.write_text("".join(kept), encoding="utf-8")
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not state.is_world_process_zero or not logs or not {"reward", "eval_reward"} & logs.keys():
             return
         held_out = any(key.startswith("eval_") for key in logs)
         prompts, answers, rewards = (list(self.samples[key]) for key in ("prompt", "completion", "rewards"))
         # TRL keeps the last answers of training and evaluation in one list.
-        mine = [i for i, prompt in enumerate(prompts) if (json.dumps(prompt) in self.held_out) == held_out]
+        rows = [i for i, prompt in enumerate(prompts) if (json.dumps(prompt) in self.held_out) == held_out]
         with self.file.open("a", encoding="utf-8") as out:
-            for i in mine[-self.answers :]:
+            for i in rows[-self.answers :]:
                 scores = {name: self.samples["rewards"][name][i] for name in rewards}
                 row = {"step": state.global_step, "held_out": held_out, "prompt": prompts[i], "completion": answers[i]}
                 out.write(json.dumps(row | {"rewards": scores}, ensure_ascii=False) + "\n")
@@ -92,7 +122,9 @@ class ShowOverview(TrainerCallback):
     def __init__(self, run: Run, trainer: Trainer):
         self.run, self.trainer = run, trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         print(f"\n{overview(self.run, self.trainer, state)}\n", flush=True)
 
 

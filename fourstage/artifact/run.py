@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -17,6 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
 
@@ -73,16 +75,18 @@ class CleanRun(TrainerCallback):
     def __init__(self, run: Run):
         self.run, self._before = run, None
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._before = _random_state() if args.eval_on_start else None
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_evaluate:
             self._before = _random_state()
 
     on_epoch_end = on_step_end
 
-    def on_evaluate(self, args, state, control, **kwargs):
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._before is not None:
             cpu, gpu = self._before
             torch.set_rng_state(cpu)
@@ -90,12 +94,12 @@ class CleanRun(TrainerCallback):
                 torch.cuda.set_rng_state(gpu)
         self._before = None
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            _drop_pickled_arguments(Path(args.output_dir))
+            _drop_pickled_arguments(self.run.folder / "checkpoints")
         PartialState().wait_for_everyone()  # each process has written its random state
         if self.run.hub:
-            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            checkpoint = self.run.folder / "checkpoints" / f"checkpoint-{state.global_step}"
             self.run.hub.push_checkpoint(self.run.folder, checkpoint, self.run.record)
 
 
