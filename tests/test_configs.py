@@ -89,6 +89,14 @@ def test_an_unknown_flag_is_refused(monkeypatch, capsys, flag):
     assert flag.split("=")[0] in str(refused.value) + capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags, named", [(["--learning_rate=fast"], "learning_rate"), (["--config"], "--config")])
+def test_a_value_of_the_wrong_type_takes_one_line(monkeypatch, capsys, flags, named):
+    """argparse alone would print the whole usage, and exit."""
+    with pytest.raises(ValueError, match=named) as refused:
+        parse(monkeypatch, "pretrain", "--dataset_name=a.jsonl", *flags)
+    assert "\n" not in str(refused.value) and "usage" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_help_tells_what_our_fields_do(monkeypatch, capsys, stage):
     with pytest.raises(SystemExit) as stopped:

@@ -55,6 +55,7 @@ def test_debug_with_a_value_is_transformers_own(tmp_path):
     assert code == 2 and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_recipes_end_so_and_the_launcher_keeps_quiet_if_asked():
     """As a person starts one on a fresh clone, with half of what it needs."""
     done = run_program(sys.executable, RECIPES / "sft.py", "--max_steps=3", ok=False)
@@ -65,15 +66,7 @@ def test_recipes_end_so_and_the_launcher_keeps_quiet_if_asked():
     assert "Traceback" not in done.stderr and done.stderr.rstrip().splitlines()[-1] == last
 
 
-@pytest.mark.parametrize("flags, named", [(["--learning_rate=fast"], "learning_rate"), (["--config"], "--config")])
-def test_a_value_of_the_wrong_type_takes_one_line_too(flags, named):
-    """argparse alone would print the whole usage first."""
-    done = run_program(sys.executable, RECIPES / "pretrain.py", *flags, ok=False)
-    assert done.returncode == 2 and "usage" not in done.stderr
-    last = done.stderr.rstrip().splitlines()[-1]
-    assert last.startswith("error: ") and named in last
-
-
+@pytest.mark.slow
 def test_a_setting_that_a_library_refuses_is_told_with_its_name():
     flags = ["--dataset_name=fourstage/demo", "--load_best_model_at_end", "--save_strategy=no", "--output_dir=x"]
     done = run_program(sys.executable, RECIPES / "pretrain.py", *flags, ok=False)
