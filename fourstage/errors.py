@@ -36,8 +36,8 @@ def reported_errors() -> Generator[None]:
         origin = _origin(error)
         if debug or origin is None:
             raise
-        hint = "" if origin == "fourstage" else f" (from {origin}; --debug shows where)"
-        print(f"error: {error}{hint}", file=sys.stderr, flush=True)
+        message = str(error) if origin == "fourstage" else f"{one_line(error)} (from {origin}; --debug shows where)"
+        print(f"error: {message}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
 
 

@@ -140,7 +140,8 @@ def run_stage(args: argparse.Namespace, folder: Path, seed: int, clock: "Clock",
     log = folder / "logs" / f"{stage}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     words = command(args, stage, folder, seed, processes)
-    clock.say(f"$ accelerate launch {shlex.join(words[3:])}")
+    typed = [word.removeprefix(f"{Path.cwd()}/") for word in words[3:]]  # as a person would, from this folder
+    clock.say(f"$ accelerate launch {shlex.join(typed)}")
     process = subprocess.Popen(
         words,
         stdout=subprocess.PIPE,
