@@ -17,7 +17,6 @@ import argparse
 import json
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 from fourstage.arguments import DataArguments, restored
 from fourstage.errors import reported_errors
@@ -196,10 +195,8 @@ def measure_problems(args, record: dict | None, model, tokenizer) -> tuple[dict,
     )
     # The run's own rows and checks, so that what it held out is the same here.
     functions = [load_reward_func(name) for name in training.get("reward_funcs") or [verifier]]
-    format_args = SimpleNamespace(
-        unverifiable=training.get("unverifiable", "drop"), system_prompt=training.get("system_prompt")
-    )
-    rows = list(held_out(args, record, model, "grpo", problem_format(functions, format_args)))
+    convert = problem_format(functions, training.get("unverifiable", "drop"), training.get("system_prompt"))
+    rows = list(held_out(args, record, model, "grpo", convert))
     set_seed(args.seed)
     metrics, answers = score_problems(model, tokenizer, rows, settings)
     if args.answers:

@@ -144,7 +144,7 @@ def _precision(trainer: Trainer) -> str:
     weights = f"{str(model.dtype).removeprefix('torch.')} weights"
     bits = next((bits for bits in (4, 8) if getattr(model, f"is_loaded_in_{bits}bit", False)), None)
     parts = [f"{bits} bits, {weights} otherwise" if bits else weights]
-    parts += ["bfloat16 mixed precision"] if args.bf16 else ["float16 mixed precision"] if args.fp16 else []
+    parts += [f"{name} mixed precision" for name, on in (("bfloat16", args.bf16), ("float16", args.fp16)) if on]
     parts += ["activations recomputed"] if args.activation_checkpointing else []
     return ", ".join(parts)
 

@@ -295,8 +295,8 @@ def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | 
             return "error", f"output_dir={folder} holds files that are not a fourstage run; choose another --output_dir"
         return "start", checkpoint
     changed = differences(former, record)
-    if changed and _has_nothing_trained(folder):
-        return "start", None  # a mended command may take the folder
+    if changed and {path.name for path in folder.iterdir()} == {"run.json"}:
+        return "start", None  # it failed before it had a trainer: a mended command may take the folder
     if changed:
         return "error", (f"output_dir={folder} holds another run: {'; '.join(changed)}; choose another --output_dir")
     if former["status"] == "finished":
@@ -319,12 +319,6 @@ def _unusable(folder: Path, resume: str | None) -> str | None:
     if resume not in (None, "auto") and not (Path(resume) / "trainer_state.json").is_file():
         return f"resume_from_checkpoint={resume} is not a checkpoint; give one of the run's checkpoints/, or auto"
     return None
-
-
-def _has_nothing_trained(folder: Path) -> bool:
-    """Whether the run that began in the folder failed before its first checkpoint and left nothing of use."""
-    left = {path.name for path in folder.iterdir()} - {"run.json"}
-    return not left or (left == {"checkpoints"} and not any((folder / "checkpoints").iterdir()))
 
 
 def _last_checkpoint(folder: Path) -> str | None:

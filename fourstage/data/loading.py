@@ -71,15 +71,17 @@ def load_problems(
     Reads the rows that `problems.problem_row` documents, puts `training_args.system_prompt` before each prompt, and
     checks each right answer with the verifiers among `functions` (`problems.gold_check`). No prompt is in both parts.
     """
-    return _load(data_args, "grpo", seed, problem_format(functions, training_args))
+    return _load(
+        data_args, "grpo", seed, problem_format(functions, training_args.unverifiable, training_args.system_prompt)
+    )
 
 
-def problem_format(functions: Sequence[Callable], training_args: ProblemArguments) -> formats.Convert:
+def problem_format(functions: Sequence[Callable], unverifiable: str, system_prompt: str | None) -> formats.Convert:
     """The conversion that `load_problems` applies: from a row to a checked problem."""
-    check = gold_check(functions, training_args.unverifiable)
+    check = gold_check(functions, unverifiable)
 
     def convert(row: Mapping) -> dict | str | None:
-        problem = problem_row(row, training_args.system_prompt)
+        problem = problem_row(row, system_prompt)
         return (check(problem) or problem) if isinstance(problem, dict) else problem
 
     return convert

@@ -195,15 +195,6 @@ def test_what_cannot_be_a_run_folder_or_a_checkpoint_is_refused(chain, tmp_path)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_mended_command_takes_the_folder_of_one_that_failed_at_its_first_step(chain, tmp_path):
-    """transformers has made checkpoints/ by then, and found that the rate is wrong."""
-    with pytest.raises(ValueError, match="learning rate"):
-        run_here("sft", *chain["sft"], "--learning_rate=-1", "--output_dir", tmp_path / "sft")
-    assert (tmp_path / "sft/run.json").is_file()
-    run_here("sft", *chain["sft"], "--learning_rate=1e-3", "--output_dir", tmp_path / "sft")
-    assert record_of(tmp_path / "sft")["status"] == "finished"
-
-
 # Refused before anything is written
 
 

@@ -140,7 +140,7 @@ def test_a_bad_gold_is_named_by_its_row(tmp_path):
     settings.unverifiable = "drop"
     train, test = load_problems(data_args, 0, [verifiers.number], settings)
     assert len(train) + len(test) == 19 and "many" not in [*train["answer"], *test["answer"]]
-    convert = problem_format([verifiers.number], settings)
+    convert = problem_format([verifiers.number], settings.unverifiable, settings.system_prompt)
     assert list(held_out_rows("grpo", None, data_args, 0, convert)) == list(test)
 
 
