@@ -6,21 +6,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
-from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, interleave_datasets
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, interleave_datasets
 
 from fourstage.arguments import DataArguments
 from fourstage.data import formats
+from fourstage.data.columns import INSPECTED_ROWS, TURNS, problem_features, prompt_features
 from fourstage.data.problems import ProblemArguments, gold_check, problem_row
 from fourstage.data.sources import RowError, Rows, load_source, numbered, one_line_errors, sources
 
-_STREAM_BUFFER, _STREAM_CHECKED, _STREAM_HELD_OUT = 1_000, 1_000, 200
+_STREAM_BUFFER, _STREAM_HELD_OUT = 1_000, 200
 _BATCH = 100  # rows converted at once: documents can be whole books
-_TURNS = List({"role": Value("string"), "content": Value("string")})
 _FEATURES = {
     "pretrain": Features({"text": Value("string")}),
-    "sft": Features({"prompt": _TURNS, "completion": _TURNS}),
+    "sft": Features({"prompt": TURNS, "completion": TURNS}),
     "reward": Features(
-        {"prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS, "margin": Value("float64"), "kind": Value("string")}
+        {"prompt": TURNS, "chosen": TURNS, "rejected": TURNS, "margin": Value("float64"), "kind": Value("string")}
     ),
 }
 
@@ -49,7 +49,7 @@ def load_preferences(data_args: DataArguments, seed: int) -> tuple[Rows, Dataset
     both parts. `formats.preference_row` documents what is accepted and what is left out.
     """
     train, test = _load(data_args, "reward", seed, formats.preference_row)
-    parts = [part if isinstance(part, Dataset) else part.take(_STREAM_CHECKED) for part in (train, test)]
+    parts = [part if isinstance(part, Dataset) else part.take(INSPECTED_ROWS) for part in (train, test)]
     rows = [row for part in parts for row in part.select_columns(["margin", "kind"])]
     unused = [name for name in ("margin", "kind") if not any(row[name] for row in rows)]
     return train.remove_columns(unused), test.remove_columns(unused)
@@ -120,7 +120,7 @@ def held_out_rows(
 def fingerprint(data: Rows) -> str:
     """A hash of the first 1,000 rows, followed by the number of rows, or by "stream" where that is unknown."""
     digest = hashlib.sha256()
-    for row in data.take(_STREAM_CHECKED):
+    for row in data.take(INSPECTED_ROWS):
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return f"{digest.hexdigest()[:16]}-{len(data) if isinstance(data, Dataset) else 'stream'}"
 
@@ -178,7 +178,7 @@ def _convert(data: Rows, convert: formats.Convert, stage: str, name: str) -> Row
     features = _FEATURES.get(stage)
     left_out: Counter[str] = Counter()
     if features is None:
-        features = _prompt_features(data) if stage == "ppo" else _problem_features(data, convert, name)
+        features = prompt_features(data) if stage == "ppo" else problem_features(data, convert, name)
 
     def convert_batch(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
         converted = []
@@ -202,7 +202,7 @@ def _convert(data: Rows, convert: formats.Convert, stage: str, name: str) -> Row
                 remove_columns=columns,
                 features=features,
             )
-            is_empty = not list(rows.take(_STREAM_CHECKED))  # a bad row stops before the first step
+            is_empty = not list(rows.take(INSPECTED_ROWS))  # a bad row stops before the first step
         else:
             # Not from the cache, which would not notice another version of this package.
             rows = data.map(
@@ -221,27 +221,6 @@ def _convert(data: Rows, convert: formats.Convert, stage: str, name: str) -> Row
         why = "have empty texts" if "empty" in left_out else f"are {' or '.join(left_out)}"
         raise ValueError(f"{name}: all rows {why}, so there is nothing to train on; choose other data")
     return rows
-
-
-def _prompt_features(data: Rows) -> Features:
-    """Prompts as turns; the columns that rewards may need keep their types."""
-    types = data.features or Dataset.from_list(list(data.take(_STREAM_CHECKED))).features
-    replaced = formats.ASKING_COLUMNS + formats.ANSWERED_COLUMNS
-    return Features({"prompt": _TURNS, **{name: kind for name, kind in types.items() if name not in replaced}})
-
-
-def _problem_features(data: Rows, convert: formats.Convert, name: str) -> Features:
-    """Prompts as turns, answers as text, and every other column with its type in the first 1,000 rows."""
-    with one_line_errors(name):
-        converted = []
-        for index, row in enumerate(data.take(_STREAM_CHECKED)):
-            with numbered(name, index):
-                converted.append(convert(row))
-    problems = [row for row in converted if isinstance(row, dict)] or [{"prompt": []}]
-    names = list(dict.fromkeys(key for row in problems for key in row))
-    columns = Dataset.from_list([{key: row.get(key) for key in names} for row in problems]).features
-    texts = {key: Value("string") for key in ("answer", "derivation") if key in columns}
-    return Features({**columns, **texts, "prompt": _TURNS})
 
 
 def hold_out(parts: Sequence[Rows], share: float, seed: int, key: str | None = None) -> list[tuple[Rows, Dataset]]:
