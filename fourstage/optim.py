@@ -18,12 +18,16 @@ class MuonWithAdamW(Optimizer):
     accelerate see one ordinary optimizer.
 
     Args:
-        groups: parameter groups. Groups with `use_muon=True` hold matrices only, the others have `use_muon=False`; the
-            other keys are those of `torch.optim.Muon` and of AdamW.
+        groups: parameter groups, each with its `lr`. Groups with `use_muon=True` hold matrices only, the others have
+            `use_muon=False`; the other keys are those of `torch.optim.Muon` and of AdamW. The highest rate of the
+            matrices is `defaults["lr"]`, by which transformers' schedulers turn a lowest rate (`min_lr`, `lr_end`) into
+            a share, the same for all groups.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]):
-        super().__init__(list(groups), defaults={})
+        groups = list(groups)
+        rates = [group["lr"] for group in groups if group["use_muon"]] or [group["lr"] for group in groups]
+        super().__init__(groups, defaults={"lr": max(rates)})
         self._link()
 
     def _link(self) -> None:

@@ -11,7 +11,7 @@ from helpers import SHAPE
 from torch.nn import functional as F
 from torch.optim import AdamW, Muon
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, SchedulerType, TrainerCallback
 from trl import SFTTrainer
 
 from fourstage.arguments import PretrainConfig
@@ -183,6 +183,53 @@ def test_a_scheduler_moves_all_groups_and_their_steps():
     before = [p.detach().clone() for p in some]
     step([optimizer], some, 1)
     assert all(torch.equal(a, b) for a, b in zip(some, before, strict=True))  # a rate of zero moves nothing
+
+
+# What each needs beside its name, and the share of its peak that the rate has in the last of 4 steps; None: by the loss.
+SCHEDULES = {
+    "linear": ({}, 0.25),
+    "cosine": ({}, 0.5 + 0.5 * math.cos(0.75 * math.pi)),
+    "cosine_with_restarts": ({"num_cycles": 2}, 0.5 + 0.5 * math.cos(0.5 * math.pi)),
+    "polynomial": ({"lr_end": 0.002, "power": 1.0}, 0.25 + 0.75 * 0.2),
+    "constant": ({}, 1.0),
+    "constant_with_warmup": ({}, 1.0),
+    "inverse_sqrt": ({"timescale": 1}, 0.5),
+    "reduce_lr_on_plateau": ({}, None),
+    "cosine_with_min_lr": ({"min_lr": 0.002}, 0.2 + 0.8 * (0.5 + 0.5 * math.cos(0.75 * math.pi))),
+    "cosine_warmup_with_min_lr": ({"min_lr": 0.002}, 0.2),  # it counts from 1
+    "warmup_stable_decay": ({"num_decay_steps": 4, "decay_type": "linear"}, 0.25),
+    "greedy": ({"min_lr": 0.0}, None),
+}
+
+
+def test_every_schedule_of_transformers_is_tried():
+    assert SCHEDULES.keys() == {kind.value for kind in SchedulerType}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_of_transformers_scales_all_groups_alike(tmp_path, tokenizer, schedule):
+    """Of 4 steps the last is taken at a share of the peak that is worked out by hand; a floor is a share too."""
+    kwargs, share = SCHEDULES[schedule]
+    settings = {"lr_scheduler_type": schedule, "lr_scheduler_kwargs": kwargs, "max_steps": 4}
+    if share is None:
+        settings |= {"eval_strategy": "steps", "eval_steps": 2}
+    trainer = make_trainer(tmp_path, tokenizer, tiny("qwen3"), max_eval_rows=1, **settings)
+    rates = []
+    trainer.add_callback(_Rates(rates))
+    trainer.train()
+    peaks = [0.01, 0.02, 0.005, 0.01]  # matrices, embedding, head, vectors
+    first = 1.0 if schedule != "cosine_warmup_with_min_lr" else 0.2 + 0.8 * (0.5 + 0.5 * math.cos(0.25 * math.pi))
+    assert rates[0] == pytest.approx([peak * first for peak in peaks]) and len(rates) == 4
+    if share is not None:
+        assert rates[-1] == pytest.approx([peak * share for peak in peaks])
+
+
+class _Rates(TrainerCallback):
+    def __init__(self, rates):
+        self.rates = rates
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.rates.append([group["lr"] for group in optimizer.param_groups])
 
 
 @pytest.mark.parametrize("tied", [True, False])

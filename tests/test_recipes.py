@@ -76,7 +76,8 @@ def test_instruction_tuning_by_muon(base, tmp_path):
     with pytest.raises(ValueError, match="use_muon with use_peft"):
         run_here("sft", *flags, "--use_peft", "--output_dir", tmp_path / "no")
     assert not (tmp_path / "no").exists()
-    run_here("sft", *flags, "--output_dir", tmp_path / "sft")
+    floor = ["--lr_scheduler_type=cosine_with_min_lr", '--lr_scheduler_kwargs={"min_lr": 1e-5}']
+    run_here("sft", *flags, *floor, "--output_dir", tmp_path / "sft")
     (file,) = (tmp_path / "sft" / "checkpoints").glob("checkpoint-*/optimizer.pt")
     state = torch.load(file, weights_only=True)
     for group in state["param_groups"]:
