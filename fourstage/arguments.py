@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
@@ -13,7 +14,7 @@ from accelerate.utils import parse_flag_from_env
 from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from fourstage.chain import make_missing_parents
-from fourstage.errors import one_line
+from fourstage.settings_file import read_yaml, typed_settings
 
 T = TypeVar("T", bound="DataArguments | ModelArguments")
 
@@ -73,6 +74,9 @@ class ModelArguments(ModelConfig):
         True,
         "Random weights of untied pre-norm families such as qwen3 and llama: draw them as measured best "
         "(benchmarks/pretrain_quality.py), else as transformers does.",
+    )
+    keep_markers: bool = option(
+        False, "Let a special token that is spelt out in a message, such as <|im_end|>, be the token; else plain text."
     )
     tokenizer_name: str | None = option(None, "Reuse this tokenizer (Hub id or folder) instead of training one.")
     vocab_size: int | None = option(
@@ -266,11 +270,13 @@ def parse(recipe: str, *types: Any) -> tuple:
     parser.error = _refuse  # argparse would print all of the usage, and exit
     known = {f.name for kind in types for f in fields(kind)}
     if "--config" in arguments:
-        _check_names(_yaml_keys(_config_path(arguments)), known | {"env"}, f"{_config_path(arguments)}: ")
+        parser.set_defaults_with_config(**_config_settings(_config_path(arguments), types, known))
+        place = arguments.index("--config")
+        del arguments[place : place + 2]
     flags = [part.split("=")[0].removeprefix("--").replace("-", "_") for part in arguments if part.startswith("--")]
     _check_names(flags, known | {f"no_{name}" for name in known} | {"config", "help"}, "--")
     optional = {name for kind in types for name, hint in get_type_hints(kind).items() if hint == bool | None}
-    parsed = parser.parse_args_and_config(_spell_out(arguments, optional))
+    parsed = parser.parse_args_into_dataclasses(_spell_out(arguments, optional))
     for model_args in (part for part in parsed if isinstance(part, ModelArguments)):
         model_args.trust_remote_code = any(getattr(part, "trust_remote_code", False) for part in parsed)
     return parsed
@@ -297,7 +303,7 @@ def _split_config(argument: str) -> list[str]:
 def _spell_out(arguments: list[str], optional: set[str]) -> list[str]:
     """`--bf16` alone says true: for fields that may be None too the parser of transformers 5.23 asks for a value."""
     spelt = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in pairwise([*arguments, "--"]):
         bare = argument.startswith("--") and following.startswith("--")
         name = argument.removeprefix("--").replace("-", "_")
         spelt += [argument, "true"] if bare and name in optional else [argument]
@@ -313,16 +319,15 @@ def _config_path(arguments: list[str]) -> Path:
     return Path(after[0])
 
 
-def _yaml_keys(path: Path) -> list:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {one_line(error)}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: must hold `key: value` lines, got {type(content).__name__}")
-    return list(content)
+def _config_settings(path: Path, types: tuple, known: set[str]) -> dict[str, Any]:
+    """The settings of a YAML file; its `env` goes to the environment, as by TRL's scripts."""
+    values, texts = read_yaml(path)
+    _check_names(list(values), known | {"env"}, f"{path}: ")
+    env = values.pop("env", {})
+    if not isinstance(env, dict):
+        raise ValueError(f"{path}: env: takes NAME: value lines, got {env!r}")
+    os.environ.update({name: str(value) for name, value in texts.get("env", {}).items()})
+    return typed_settings(values, texts, types, f"{path}: ")
 
 
 def _check_names(names: list, known: set[str], where: str) -> None:

@@ -24,7 +24,7 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
     from fourstage.evaluation.reward_model import describe_report, longer_wins, measure
     from fourstage.launch import check_launch
     from fourstage.models.adapters import adapter_config, finished_model, keep_head_type
-    from fourstage.models.loading import load_reward_model, load_tokenizer
+    from fourstage.models.loading import load_reward_model, load_tokenizer, new_stop
     from fourstage.parent import needed_parent
     from fourstage.resolve import resolve_reward
 
@@ -51,7 +51,9 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
-        peft_config=adapter_config(model_args, model, tokenizer, continues_text=parent.is_base),
+        peft_config=adapter_config(
+            model_args, model, tokenizer, continues_text=parent.is_base or new_stop(model_args, tokenizer) is not None
+        ),
     )
     keep_head_type(trainer.model)  # on a quantised base TRL makes the score head bfloat16
     watch(trainer, run)

@@ -24,7 +24,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     from fourstage.launch import check_launch
     from fourstage.models.adapters import adapter_config, complete_tied_head, finished_model
     from fourstage.models.fused_head import check_fused_head
-    from fourstage.models.loading import load_causal_lm, load_tokenizer
+    from fourstage.models.loading import load_causal_lm, load_tokenizer, new_stop
     from fourstage.models.tokenizer import mark_generation
     from fourstage.optim import MuonWithAdamW, parameter_groups
     from fourstage.parent import needed_parent
@@ -55,7 +55,9 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
-        peft_config=adapter_config(model_args, model, tokenizer, continues_text=parent.is_base),
+        peft_config=adapter_config(
+            model_args, model, tokenizer, continues_text=parent.is_base or new_stop(model_args, tokenizer) is not None
+        ),
         optimizers=(MuonWithAdamW(parameter_groups(model, training_args)) if training_args.use_muon else None, None),
     )
     complete_tied_head(trainer.model)  # LoRA on a tied head: TRL's fused loss asks it for a bias

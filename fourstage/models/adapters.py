@@ -13,7 +13,7 @@ from transformers.utils import is_bitsandbytes_available
 from trl import get_peft_config
 
 from fourstage.arguments import ModelArguments
-from fourstage.models.encoding import conversation_ids
+from fourstage.models.encoding import conversation_ids, turn_end
 
 # Largest difference of a token's log-probability, in nats, that rounding may make when an adapter is merged.
 MERGE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
@@ -68,12 +68,13 @@ def adapter_config(
 
 
 def _trainable_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """Rows of the embedding for the template's tokens; of an untied head, the row of the token that ends a turn."""
+    """Rows of the embedding for the template's tokens; of an untied head, the rows of the tokens that end one."""
     names = {module: name.split(".")[-1] for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     rows = {names[embedding]: template_token_ids(tokenizer)}
     if head is not None and head.weight is not embedding.weight:
-        rows[names[head]] = [tokenizer.eos_token_id]
+        end = turn_end(tokenizer)
+        rows[names[head]] = sorted({tokenizer.eos_token_id, tokenizer.eos_token_id if end is None else end})
     return rows
 
 

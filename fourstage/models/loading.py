@@ -10,6 +10,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,8 +20,11 @@ from trl import get_quantization_config
 
 from fourstage.arguments import ModelArguments
 from fourstage.models.adapters import keep_layout, score_heads
+from fourstage.models.encoding import turn_end
+from fourstage.models.facts import stop_ids
 from fourstage.models.opening import loading_options, open_tokenizer, opening
 from fourstage.models.tokenizer import repair_pad_token
+from fourstage.models.turns import adapt_template
 from fourstage.parent import check_parent, is_gguf
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
@@ -64,6 +68,9 @@ def load_causal_lm(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBas
         model = AutoModelForCausalLM.from_pretrained(name, **loading_options(model_args), **_weight_options(model_args))
     if model.generation_config.eos_token_id is None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
+    stops, end = stop_ids(model.generation_config), turn_end(tokenizer)
+    if end is not None and end not in stops:
+        model.generation_config.eos_token_id = [end, *stops]
     model.config.get_text_config().pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     _fit(model, model_args, tokenizer)
     return model
@@ -165,10 +172,29 @@ def load_tokenizer(model_args: ModelArguments, chats: bool = False) -> tuple[Pre
         raise ValueError(f"the tokenizer of {name} has no eos_token, so that nothing could end; choose another")
     if chats and tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer of {name} has no chat_template; name one that has with --tokenizer_name")
+    adapt_template(tokenizer, model_args.keep_markers)
     repairs = repair_pad_token(tokenizer)
+    if chats and (end := new_stop(model_args, tokenizer)) is not None:
+        named = tokenizer.convert_ids_to_tokens(end)
+        repairs.append(f"eos_token_id: {named} joins {tokenizer.eos_token}, as the chat template ends turns with it")
     for repair in repairs:
         print(f"{name}: {repair}", flush=True)
     return tokenizer, repairs
+
+
+def new_stop(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token with which the chat template closes a turn, if the model has not been stopping there; else None.
+
+    Example: <|im_end|> for Qwen2.5's base models, whose end token is <|endoftext|>; None for those that were tuned.
+    """
+    end, name = turn_end(tokenizer), _name_of(model_args)
+    if end is None or end == tokenizer.eos_token_id:
+        return None
+    try:
+        known = GenerationConfig.from_pretrained(name, revision=model_args.model_revision)
+    except OSError:  # not every folder has one
+        known = GenerationConfig.from_model_config(load_config(model_args))
+    return None if end in stop_ids(known) else end
 
 
 def describe(model: PreTrainedModel, wanted: int | None = None, parameters: int | None = None) -> str:

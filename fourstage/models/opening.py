@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from fourstage.errors import one_line
+from fourstage.models.turns import adapt_template
 from fourstage.parent import is_gguf
 
 if TYPE_CHECKING:
@@ -116,7 +117,9 @@ def open_tokenizer(name: str | PathLike[str], **options: Any) -> PreTrainedToken
 
 def _tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     # AutoTokenizer is typed as if it could give None; it raises instead.
-    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name, **options))
+    tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name, **options))
+    adapt_template(tokenizer)
+    return tokenizer
 
 
 def dequantised(path: str, folder: Path) -> Path:
