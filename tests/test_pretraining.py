@@ -185,7 +185,7 @@ def test_a_scheduler_moves_all_groups_and_their_steps():
     assert all(torch.equal(a, b) for a, b in zip(some, before, strict=True))  # a rate of zero moves nothing
 
 
-# What each needs beside its name, and the share of its peak that the rate has in the last of 4 steps; None: by the loss.
+# What each needs beside its name, and the share of the peak that is left in the last of 4 steps; None: by the loss.
 SCHEDULES = {
     "linear": ({}, 0.25),
     "cosine": ({}, 0.5 + 0.5 * math.cos(0.75 * math.pi)),
