@@ -20,6 +20,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     from fourstage.artifact.run import finish_run, record_data, start_run
     from fourstage.data.lengths import conversation_tokens, drop_overlong
     from fourstage.data.loading import load_conversations
+    from fourstage.data.trained_text import tell_untrained
     from fourstage.evaluation.generation import answer_questions
     from fourstage.launch import check_launch
     from fourstage.models.adapters import adapter_config, complete_tied_head, finished_model
@@ -46,6 +47,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     count_tokens = partial(conversation_tokens, tokenizer)
     train = drop_overlong(train, count_tokens, training_args.max_length, training_args.overlong, "train")
     test = drop_overlong(test, count_tokens, training_args.max_length, training_args.overlong, "held-out")
+    tell_untrained(tokenizer, train, "train")
 
     # The model and its trainer
     model = load_causal_lm(model_args, tokenizer)

@@ -9,8 +9,9 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from fourstage.errors import one_line
 from fourstage.models.turns import written
 
-_TOOLS: list = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
-_CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+_CITY = {"type": "object", "properties": {"city": {"type": "string", "description": "b"}}, "required": ["city"]}
+_TOOL = {"type": "function", "function": {"name": "toolQz", "description": "a", "parameters": _CITY}}
+_CALL = {"type": "function", "function": {"name": "callQz", "arguments": {"city": "a"}}}
 
 
 def conversation_ids(
@@ -38,8 +39,9 @@ def template_refusal(
     tools: object = None,
     add_generation_prompt: bool = False,
 ) -> str | None:
-    """Why the chat template refuses a conversation, in the words of the template; None where it takes it.
+    """Why a conversation cannot be written with the chat template; None where it can.
 
+    The reason is in the template's words, or it is what the template would leave out without a word.
     Templates refuse by role and order, seldom by content, so each sequence of roles is tried once, with other words.
     Example: for Gemma's template and turns that begin with the system's: "System role not supported".
     """
@@ -56,22 +58,21 @@ def _refusal_of_shape(
     tokenizer: PreTrainedTokenizerBase, template: str, shape: tuple, tools: bool, add_generation_prompt: bool
 ) -> str | None:
     turns: list = []
-    for role, calls, thoughts, content in shape:
-        turn = {"role": role, "content": "a" if content else ""}
+    for number, (role, calls, thoughts, content) in enumerate(shape):
+        turn = {"role": role, "content": f"Qz{number}." if content else ""}
         turns.append(
             turn | ({"tool_calls": [_CALL]} if calls else {}) | ({"reasoning_content": "b"} if thoughts else {})
         )
+    options: dict = {"tools": [_TOOL] if tools else None, "add_generation_prompt": add_generation_prompt}
     try:
-        tokenizer.apply_chat_template(
-            turns,
-            tools=_TOOLS if tools else None,
-            chat_template=template,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-        )
+        text = cast(str, tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **options))
     except Exception as error:  # a template may fail with any exception of its engine
         return one_line(error, longest=200) or type(error).__name__
-    return None
+    if tools and "toolQz" not in text:
+        return "it leaves tools out"
+    if any(turn.get("tool_calls") for turn in turns) and "callQz" not in text:
+        return "it leaves tool calls out"
+    return next((f"it leaves the {turn['role']}'s turn out" for turn in turns if turn["content"] not in text), None)
 
 
 def generation_opening(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -89,15 +90,15 @@ def generation_opening(tokenizer: PreTrainedTokenizerBase) -> str:
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The id of the token with which the chat template closes the assistant's turn; None where no token does.
 
+    Of several in a row, as in Command R's, it is the last.
     Example: <|im_end|> for a template of the ChatML kind, whatever the tokenizer's end token is.
     """
     if not tokenizer.chat_template:
         return None
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "Qz7"}]
     after = (written(tokenizer, tokenizer.get_chat_template(), turns) or "").rpartition("Qz7")[2].lstrip()
-    closing = [
-        (len(token.content), i)
-        for i, token in tokenizer.added_tokens_decoder.items()
-        if after.startswith(token.content)
-    ]
-    return max(closing)[1] if closing else None
+    names = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+    last = None
+    while closing := max((name for name in names if after.startswith(name)), key=len, default=None):
+        last, after = names[closing], after.removeprefix(closing)
+    return last

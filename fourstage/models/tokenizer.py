@@ -1,6 +1,7 @@
 """Tokenizers: a byte-level BPE with a chat template is trained; those of other models are repaired for training."""
 
 import math
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import cast
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from trl.chat_template_utils import has_generation_markers
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
 from fourstage.models.opening import open_tokenizer
+from fourstage.models.turns import written
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 SPECIAL_TOKENS = [PAD, BOS, EOS, "<|system|>", "<|user|>", "<|assistant|>"]
@@ -122,27 +124,42 @@ _MARKED = """\
 {%- for index in range(messages | length) if messages[index]['role'] == 'assistant' -%}
     {%- set asked = own_template(messages[:index], true) -%}
     {%- set answered = own_template(messages[:index + 1], false) -%}
-    {%- if not answered.startswith(asked) -%}
-        {%- set asked = own_template(messages[:index], false) -%}
+    {%- if not (answered.startswith(asked) and whole.startswith(asked)) -%}
+        {#- The generation prompt may open the thoughts, which not every turn has: what all have in common. -#}
+        {%- set common = namespace(at=own_template(messages[:index], false) | length) -%}
+        {%- for at in range(common.at, asked | length) if answered.startswith(asked[:at]) -%}
+            {%- set common.at = at if whole.startswith(asked[:at]) else common.at -%}
+        {%- endfor -%}
+        {%- set asked = asked[:common.at] -%}
     {%- endif -%}
     {%- set turn = answered[asked | length:].rstrip() -%}
-    {#- Some templates leave the thoughts of former turns out: there the turn is the answer and its end alone. -#}
-    {%- set answer = turn[turn.rfind(messages[index]['content'] | trim):] -%}
-    {%- set turn = turn if whole.startswith(asked + turn) else answer -%}
-    {%- if whole.startswith(asked + turn) and done.at <= asked | length -%}
+    {%- set kept = namespace(turn=turn if whole.startswith(asked + turn) else '') -%}
+    {#- Templates may write former turns otherwise, without thoughts or with another end: the answer, and its end. -#}
+    {%- set answer = (messages[index]['content'] | default('', true) | string).split('</think>')[-1] | trim -%}
+    {%- set answer = answer or turn.split('</think>')[-1] | trim -%}
+    {%- set rest = whole[asked | length:] -%}
+    {%- if not kept.turn and answer and 0 <= rest.find(answer) <= turn | length -%}
+        {%- set body = rest[:rest.find(answer)] + answer -%}
+        {%- set after, end = rest[body | length:], turn[turn.rfind(answer) + answer | length:] -%}
+        {%- set end = end if after.startswith(end) or after[:1] != '<' else after.split('>')[0] + '>' -%}
+        {%- set kept.turn = body + (end if after.startswith(end) else '') -%}
+    {%- endif -%}
+    {%- if kept.turn and done.at <= asked | length -%}
         {{- whole[done.at:asked | length] -}}
         {%- generation -%}
-            {{- turn -}}
+            {{- kept.turn -}}
         {%- endgeneration -%}
-        {%- set done.at = (asked + turn) | length -%}
+        {%- set done.at = (asked + kept.turn) | length -%}
     {%- endif -%}
 {%- endfor -%}
 {{- whole[done.at:] -}}
 """
+_THOUGHTFUL = {"role": "assistant", "content": "<think>\nb b\n</think>\n\nc d"}
 _PROBES = [
     [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c d"}],
     [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2,
     [{"role": "system", "content": "s"}, {"role": "user", "content": " a\n"}, {"role": "assistant", "content": " b\n"}],
+    [{"role": "user", "content": "a b"}, _THOUGHTFUL] * 2,
 ]
 
 
@@ -169,18 +186,35 @@ def repair_pad_token(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def mark_generation(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Puts `{% generation %}` marks into a chat template that has none, and returns what was changed, in words.
 
-    The marked template renders the same text. It is for the trainer only: the template that is saved stays the model's.
+    The marked template renders the same text. Where the model's own leaves out what the assistant thought, as that of
+    DeepSeek-R1 does, the text is that of TRL's training template, if it has one. Either is for the trainer only: the
+    template that is saved stays the model's.
     Raises:
         ValueError: if the text that a turn adds cannot be told from the rest of the rendered conversation.
     """
     own = tokenizer.get_chat_template()
     if has_generation_markers(own):
         return []
-    marked = _MARKED.replace("OWN", own.removesuffix("\n"))
+    thoughtful = _with_thoughts(tokenizer, own)
+    marked = _MARKED.replace("OWN", (thoughtful or own).removesuffix("\n"))
     for turns in _PROBES:
-        _check_same(tokenizer, turns, own, marked)
+        _check_same(tokenizer, turns, thoughtful or own, marked)
     tokenizer.chat_template = marked
-    return ["chat_template: marks around the assistant's turns while training, the same text; saved as it was"]
+    text = "the same text" if thoughtful is None else "and the thoughts, which it leaves out"
+    return [f"chat_template: marks around the assistant's turns while training, {text}; saved as it was"]
+
+
+def _with_thoughts(tokenizer: PreTrainedTokenizerBase, own: str) -> str | None:
+    """For a template that leaves out even the thoughts of the last turn: TRL's for training, without its marks."""
+    turns = [{"role": "user", "content": "a"}, _THOUGHTFUL]
+    if "b b" in (written(tokenizer, own, turns) or "b b"):
+        return None
+    try:
+        training = get_training_chat_template(tokenizer) or own
+    except ValueError:  # it knows some forty templates, each by its exact text
+        return None
+    bare = re.sub(r"(\{%-?\s*)endgeneration\b", r"\1endif", re.sub(r"(\{%-?\s*)generation\b", r"\1if true", training))
+    return bare if "b b" in (written(tokenizer, bare, turns) or "") else None
 
 
 def _check_same(tokenizer: PreTrainedTokenizerBase, turns: list[dict], own: str, marked: str) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 _BREAK = "\ufdd0"
 # Tags that answers are made of: they stay what the tokenizer makes of them, even where it calls them special.
 _CONTENT_TAG = re.compile(r"</?(think|thinking|tool_call|tool_response|answer)>|\[/?THINK\]|\u25c1/?think\u25b7")
+_TAGGED = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.S)
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # what templates call the thoughts of a turn
 
 
@@ -63,7 +64,11 @@ class AdaptedTemplate:
         adapted = dict(turn)
         if adapted.get("tool_calls"):
             adapted["tool_calls"] = _calls(adapted["tool_calls"], _writes_json(self.tokenizer, template))
-        if thoughts := adapted.pop("reasoning_content", None):
+        thoughts = adapted.pop("reasoning_content", None)
+        tagged = _TAGGED.match(adapted["content"]) if isinstance(adapted.get("content"), str) else None
+        if thoughts is None and tagged and turn["role"] == "assistant" and _wants_field(self.tokenizer, template):
+            thoughts, adapted["content"] = tagged[1].strip(), tagged[2]
+        if thoughts:
             name = _thoughts_name(self.tokenizer, template)
             if name:
                 adapted[name] = thoughts
@@ -146,6 +151,18 @@ def _thoughts_name(tokenizer: PreTrainedTokenizerBase, template: str) -> str | N
     return next(
         (name for name, turns in probes.items() if "thoughtful" in (written(tokenizer, template, turns) or "")), None
     )
+
+
+@lru_cache
+def _wants_field(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether thoughts in `<think>` have to go into the template's field: it has other tags, or asks for it."""
+    name = _thoughts_name(tokenizer, template)
+    if name is None:
+        return False
+    answers = [{name: "a", "content": "b"}, {"content": "<think>\na\n</think>\n\nb"}]
+    asked = {"role": "user", "content": "c"}
+    own, other = (written(tokenizer, template, [asked, {"role": "assistant", **answer}]) or "" for answer in answers)
+    return "<think>" not in own or other.count("<think>") > own.count("<think>")
 
 
 @lru_cache
