@@ -13,7 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import SFTTrainer
 
 from fourstage.arguments import PretrainConfig
+from fourstage.data.sources import Rows
 from fourstage.evaluation.generation import bits_per_byte_of
+from fourstage.models.markers import Markers
 from fourstage.optim import MuonWithAdamW, fill_rates, parameter_groups
 
 
@@ -28,12 +30,15 @@ class PretrainTrainer(SFTTrainer):
     Args:
         args, kwargs: as in SFTTrainer, with an `eval_dataset`; the settings are a PretrainConfig.
         bytes_per_token: UTF-8 bytes of a token of the evaluation's texts, on average (see `bytes_per_token`).
+        keep_markers: let a special token that is spelt out in a document be the token; otherwise it is plain text.
     """
 
     args: PretrainConfig  # transformers declares the class of all trainers' settings
 
-    def __init__(self, *args: Any, bytes_per_token: float, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, bytes_per_token: float, keep_markers: bool = False, **kwargs: Any):
+        tokenizer = kwargs["processing_class"]
+        super().__init__(*args, **(kwargs if keep_markers else kwargs | _with_plain_markers(**kwargs)))
+        self.processing_class = tokenizer  # the one to save
         fill_rates(self.args, scaled_init=False, random_weights=False)  # the smaller rates, where none were given
         self.bytes_per_token = bytes_per_token
         rows, held_out = self.args.max_eval_rows, cast(Dataset | IterableDataset, self.eval_dataset)
@@ -73,12 +78,34 @@ class PretrainTrainer(SFTTrainer):
         super().log(logs, start_time)
 
 
+def _with_plain_markers(
+    train_dataset: Rows, eval_dataset: Rows, processing_class: PreTrainedTokenizerBase, **kwargs: Any
+) -> dict[str, Any]:
+    """The texts with their markers broken, and the tokenizer that reads them; nothing where no text has a marker."""
+    markers = Markers(processing_class)
+    parts = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+    count = sum(markers.found_in(row["text"]) for rows in parts.values() if isinstance(rows, Dataset) for row in rows)
+    if not count and isinstance(train_dataset, Dataset):
+        return {}
+    if count:
+        print(
+            f"{count:,} documents spell out special tokens; they are read as plain text (--keep_markers: as the tokens)"
+        )
+
+    def broken(row: dict) -> dict:
+        return {"text": markers.broken(row["text"])}
+
+    return {name: rows.map(broken, features=rows.features) for name, rows in parts.items()} | {
+        "processing_class": markers.reader
+    }
+
+
 def bytes_per_token(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> float:
     """UTF-8 bytes of the texts per token; the end token of each document counts as one."""
     size = tokens = 0
     for text in texts:
         size += len(text.encode("utf-8"))
-        tokens += len(tokenizer(text, verbose=False)["input_ids"]) + 1
+        tokens += len(tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]) + 1
     return size / tokens
 
 

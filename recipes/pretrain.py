@@ -57,6 +57,7 @@ def main(data_args: DataArguments, training_args: PretrainConfig, model_args: Mo
         processing_class=tokenizer,
         peft_config=adapter_config(model_args, model, tokenizer, continues_text=False),
         bytes_per_token=bytes_per_token(texts_of(test), tokenizer),
+        keep_markers=model_args.keep_markers,
     )
     watch(trainer, run)
 

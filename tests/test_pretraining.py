@@ -328,3 +328,17 @@ def test_best_fit_rows_hold_every_token(tmp_path, tokenizer):
 
 def test_the_plain_strategy_is_chosen_without_flash_attention():
     assert packing_strategy(None) == packing_strategy("sdpa") == "wrapped"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_marker_spelt_out_in_a_document_is_plain_text(tmp_path, tokenizer, stream):
+    texts = ["It ends with <|eos|>, or <|user|> speaks.", "Harmless.", "At its very end: <|eos|>", "<|bos|>"]
+    rows = Dataset.from_list([{"text": text} for text in texts])
+    train = rows.to_iterable_dataset() if stream else rows
+    trainer = make_trainer(tmp_path, tokenizer, tiny("llama"), train=train)
+    ids = [i for row in trainer.train_dataset for i in row["input_ids"]]
+    # each document has one beginning and one end; the rest is what the text is without any special token
+    assert [ids.count(i) for i in (tokenizer.bos_token_id, tokenizer.eos_token_id)] == [4, 4]
+    assert tokenizer.convert_tokens_to_ids("<|user|>") not in ids
+    assert tokenizer.decode(ids) == "".join(f"<|bos|>{text}<|eos|>" for text in texts)
+    assert trainer.processing_class is tokenizer and "\ufdd0" not in tokenizer.backend_tokenizer.to_str()

@@ -33,7 +33,8 @@ def text_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: 
     model.eval()
     begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     ids = torch.tensor(
-        [begin, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]], device=model.device
+        [begin, *tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]],
+        device=model.device,
     )
     total = 0.0
     starts = range(0, len(ids) - 1, window)

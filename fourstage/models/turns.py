@@ -3,18 +3,14 @@
 import json
 import re
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, cast
 
-from tokenizers import AddedToken, normalizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
-# A code point that is no character, and so in no text: with it inside, a marker is not taken for the token.
-_BREAK = "\ufdd0"
-# Tags that answers are made of: they stay what the tokenizer makes of them, even where it calls them special.
-_CONTENT_TAG = re.compile(r"</?(think|thinking|tool_call|tool_response|answer)>|\[/?THINK\]|\u25c1/?think\u25b7")
+from fourstage.models.markers import Markers
+
 _TAGGED = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.S)
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # what templates call the thoughts of a turn
 
@@ -29,7 +25,7 @@ def adapt_template(tokenizer: PreTrainedTokenizerBase, keep_markers: bool = Fals
     Example: with <|eos|> for an end token, "Write <|eos|>." takes several tokens, none of which ends the turn.
     """
     adapted = cast(Any, tokenizer)  # a method of one object is exchanged, which types do not foresee
-    adapted.apply_chat_template = AdaptedTemplate(tokenizer, keep_markers)
+    adapted.apply_chat_template = AdaptedTemplate(tokenizer, keep_markers, Markers(tokenizer))
 
 
 @dataclass(eq=False)
@@ -38,10 +34,7 @@ class AdaptedTemplate:
 
     tokenizer: PreTrainedTokenizerBase
     keep_markers: bool
-
-    def __getstate__(self) -> dict:
-        """Without what is made when first needed, so that copies and hashes of the tokenizer stay the same."""
-        return {"tokenizer": self.tokenizer, "keep_markers": self.keep_markers}
+    markers: Markers
 
     def __call__(self, conversation: Any, tools: list | None = None, **options: Any) -> Any:
         tokenizer, own = self.tokenizer, type(self.tokenizer).apply_chat_template
@@ -50,13 +43,8 @@ class AdaptedTemplate:
         chats = [
             [self._adapted(turn, template) for turn in chat] for chat in (conversation if batched else [conversation])
         ]
-        if (
-            self._markers
-            and options.get("tokenize", True)
-            and any(self._holds_marker(chat) for chat in (*chats, tools))
-        ):
-            tokenizer = self._reads_broken_markers
-            chats, tools = self._broken(chats), self._broken(tools)
+        if not self.keep_markers and options.get("tokenize", True) and self.markers.found_in([*chats, tools]):
+            tokenizer, chats, tools = self.markers.reader, self.markers.broken(chats), self.markers.broken(tools)
         return own(tokenizer, chats if batched else chats[0], tools=tools, chat_template=template, **options)
 
     def _adapted(self, turn: Mapping, template: str) -> dict:
@@ -75,47 +63,6 @@ class AdaptedTemplate:
             else:
                 adapted["content"] = f"<think>\n{thoughts.strip()}\n</think>\n\n{adapted.get('content') or ''}"
         return adapted
-
-    @cached_property
-    def _markers(self) -> re.Pattern | None:
-        """Finds special tokens in a text. None where they are to be kept, and for tokenizers written in Python."""
-        if self.keep_markers or not isinstance(self.tokenizer, PreTrainedTokenizerFast):
-            return None
-        names = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        names = [name for name in names if len(name) > 1 and name.strip() and not _CONTENT_TAG.fullmatch(name)]
-        return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True)))) if names else None
-
-    def _holds_marker(self, value: Any) -> bool:
-        if isinstance(value, str):
-            return self._markers is not None and self._markers.search(value) is not None
-        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-        return any(map(self._holds_marker, parts))
-
-    def _broken(self, value: Any) -> Any:
-        """The same value with every marker in its texts broken after the first sign."""
-        if isinstance(value, str):
-            assert self._markers is not None
-            return self._markers.sub(lambda match: f"{match[0][0]}{_BREAK}{match[0][1:]}", value.replace(_BREAK, ""))
-        if isinstance(value, Mapping):
-            return {key: self._broken(part) for key, part in value.items()}
-        return [self._broken(part) for part in value] if isinstance(value, list) else value
-
-    @cached_property
-    def _reads_broken_markers(self) -> PreTrainedTokenizerBase:
-        """A copy of the tokenizer that drops the breaks, once it has looked for special tokens."""
-        twin = cast(PreTrainedTokenizerFast, deepcopy(self.tokenizer))
-        backend = twin.backend_tokenizer
-        own = [backend.normalizer] if backend.normalizer else []
-        backend.normalizer = normalizers.Sequence([normalizers.Replace(_BREAK, ""), *own])
-        # A token with `normalized` is looked for after the breaks are gone.
-        late = [token for token in twin.added_tokens_decoder.values() if token.special and token.normalized]
-        backend.add_special_tokens([_unnormalized(token) for token in late])
-        return twin
-
-
-def _unnormalized(token: AddedToken) -> AddedToken:
-    kept = {"single_word": token.single_word, "lstrip": token.lstrip, "rstrip": token.rstrip}
-    return AddedToken(token.content, normalized=False, special=True, **kept)
 
 
 def _calls(calls: str | list, as_json: bool) -> list[dict]:
