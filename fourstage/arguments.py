@@ -54,6 +54,15 @@ class DataArguments:
         0.05, "Share of documents held out where the data has no test split; copies of a document stay together."
     )
     dataset_license: str | None = option(None, "License of the data, for the model card, such as cc-by-4.0.")
+    unreadable: str = option(
+        "error", "Rows that fit no format, or that the chat template refuses: error, or drop (counted and shown)."
+    )
+    fold_system: bool = option(
+        False, "Put system texts at the beginning of the user's next turn, for templates without a system role."
+    )
+
+    def __post_init__(self):
+        check_choice("unreadable", self.unreadable, ("error", "drop"))
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Counts the tokens of a row as its trainer reads it, and drops or refuses rows that are too long."""
 
+import json
 from collections.abc import Callable, Mapping
 
 from datasets import Dataset, IterableDataset
@@ -49,12 +50,19 @@ def drop_overlong(
 
 def conversation_tokens(tokenizer: PreTrainedTokenizerBase, row: Mapping) -> int:
     """Tokens of a row of `load_conversations`, as the chat template writes it."""
-    return len(conversation_ids(tokenizer, row["prompt"] + row["completion"]))
+    return _row_tokens(tokenizer, row, "completion")
 
 
 def pair_tokens(tokenizer: PreTrainedTokenizerBase, row: Mapping) -> int:
     """Tokens of the longer side of a pair, with its prompt."""
-    return max(len(conversation_ids(tokenizer, row["prompt"] + row[side])) for side in ("chosen", "rejected"))
+    return max(_row_tokens(tokenizer, row, side) for side in ("chosen", "rejected"))
+
+
+def _row_tokens(tokenizer: PreTrainedTokenizerBase, row: Mapping, answer: str) -> int:
+    """Tokens of a row's prompt and one of its answers, with its tools and settings of the template, as TRL reads it."""
+    tools = json.loads(row["tools"]) if row.get("tools") else None
+    options = row.get("chat_template_kwargs") or {}
+    return len(conversation_ids(tokenizer, row["prompt"] + row[answer], tools=tools, **options))
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, row: Mapping) -> int:

@@ -2,27 +2,20 @@
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
-from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, interleave_datasets
+from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets
+from transformers import PreTrainedTokenizerBase
 
 from fourstage.arguments import DataArguments
 from fourstage.data import formats
-from fourstage.data.columns import INSPECTED_ROWS, TURNS, problem_features, prompt_features
+from fourstage.data.columns import INSPECTED_ROWS
+from fourstage.data.converting import GoldError, Reader, convert_all, extras_of
 from fourstage.data.problems import ProblemArguments, gold_check, problem_row
-from fourstage.data.sources import RowError, Rows, load_source, numbered, one_line_errors, sources
+from fourstage.data.sources import Rows, load_source, sources
 
 _STREAM_BUFFER, _STREAM_HELD_OUT = 1_000, 200
-_BATCH = 100  # rows converted at once: documents can be whole books
-_FEATURES = {
-    "pretrain": Features({"text": Value("string")}),
-    "sft": Features({"prompt": TURNS, "completion": TURNS}),
-    "reward": Features(
-        {"prompt": TURNS, "chosen": TURNS, "rejected": TURNS, "margin": Value("float64"), "kind": Value("string")}
-    ),
-}
 
 
 def load_texts(data_args: DataArguments, seed: int, text_field: str = "text") -> tuple[Rows, Dataset]:
@@ -31,49 +24,63 @@ def load_texts(data_args: DataArguments, seed: int, text_field: str = "text") ->
     Raises:
         ValueError: for a missing column or file, a broken line, bytes that are not UTF-8, or only empty texts.
     """
-    return _load(data_args, "pretrain", seed, lambda row: formats.text_row(row, text_field))
+    return _load(data_args, seed, Reader("pretrain", lambda row: formats.text_row(row, text_field), data_args))
 
 
-def load_conversations(data_args: DataArguments, seed: int) -> tuple[Rows, Dataset]:
+def load_conversations(
+    data_args: DataArguments, seed: int, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[Rows, Dataset]:
     """Conversations to train on and held out: `prompt` (turns before the first answer) and `completion` (the rest).
 
-    Accepts `messages`, ShareGPT `conversations`, `prompt`/`completion`, Alpaca and `question`/`answer` rows.
+    Accepts `messages`, ShareGPT `conversations`, `prompt`/`completion`, Alpaca and `question`/`answer` rows. Turns have
+    `reasoning_content`, `tool_calls`, `name` and `tool_call_id` where some row has one; likewise there are columns
+    `tools` and `chat_template_kwargs`. With a tokenizer, its chat template has to take every row.
+
+    Raises:
+        ValueError: for a row that cannot be read, with its number, unless `data_args.unreadable` is "drop".
     """
-    return _load(data_args, "sft", seed, formats.conversation_row)
+    return _load(data_args, seed, Reader("sft", formats.conversation_row, data_args, tokenizer))
 
 
-def load_preferences(data_args: DataArguments, seed: int) -> tuple[Rows, Dataset]:
-    """Pairs to train on and held out: `prompt`, `chosen` and `rejected` as turns.
+def load_preferences(
+    data_args: DataArguments, seed: int, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[Rows, Dataset]:
+    """Pairs to train on and held out: `prompt`, `chosen` and `rejected` as turns; extra keys and columns as above.
 
     There are columns `margin` and `kind` if any row has one; of a stream, any of the first 1,000 rows. No prompt is in
     both parts. `formats.preference_row` documents what is accepted and what is left out.
     """
-    train, test = _load(data_args, "reward", seed, formats.preference_row)
+    train, test = _load(data_args, seed, Reader("reward", formats.preference_row, data_args, tokenizer))
     parts = [part if isinstance(part, Dataset) else part.take(INSPECTED_ROWS) for part in (train, test)]
     rows = [row for part in parts for row in part.select_columns(["margin", "kind"])]
     unused = [name for name in ("margin", "kind") if not any(row[name] for row in rows)]
     return train.remove_columns(unused), test.remove_columns(unused)
 
 
-def load_prompts(data_args: DataArguments, seed: int) -> tuple[Rows, Dataset]:
+def load_prompts(
+    data_args: DataArguments, seed: int, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[Rows, Dataset]:
     """Prompts to train on and held out: `prompt` as turns, and every other column for the reward functions.
 
     Reads the rows of any stage (`formats.prompt_row`). No prompt is in both parts.
     """
-    return _load(data_args, "ppo", seed, formats.prompt_row)
+    return _load(data_args, seed, Reader("ppo", formats.prompt_row, data_args, tokenizer))
 
 
 def load_problems(
-    data_args: DataArguments, seed: int, functions: Sequence[Callable], training_args: ProblemArguments
+    data_args: DataArguments,
+    seed: int,
+    functions: Sequence[Callable],
+    training_args: ProblemArguments,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[Rows, Dataset]:
     """Problems to train on and held out: `prompt` as turns, `answer`, and every other column for the reward functions.
 
     Reads the rows that `problems.problem_row` documents, puts `training_args.system_prompt` before each prompt, and
     checks each right answer with the verifiers among `functions` (`problems.gold_check`). No prompt is in both parts.
     """
-    return _load(
-        data_args, "grpo", seed, problem_format(functions, training_args.unverifiable, training_args.system_prompt)
-    )
+    convert = problem_format(functions, training_args.unverifiable, training_args.system_prompt)
+    return _load(data_args, seed, Reader("grpo", convert, data_args, tokenizer))
 
 
 def problem_format(functions: Sequence[Callable], unverifiable: str, system_prompt: str | None) -> formats.Convert:
@@ -82,7 +89,12 @@ def problem_format(functions: Sequence[Callable], unverifiable: str, system_prom
 
     def convert(row: Mapping) -> dict | str | None:
         problem = problem_row(row, system_prompt)
-        return (check(problem) or problem) if isinstance(problem, dict) else problem
+        if not isinstance(problem, dict):
+            return problem
+        try:
+            return check(problem) or problem
+        except ValueError as error:
+            raise GoldError(str(error)) from None
 
     return convert
 
@@ -93,15 +105,17 @@ def held_out_rows(
     data_args: DataArguments | None,
     seed: int,
     convert: formats.Convert | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Rows:
     """The rows to measure a model on.
 
     Args:
         stage: the stage of the model.
         dataset_name: data to measure on, by its test split, or all of it where it has none.
-        data_args: used without `dataset_name`: those of a run, which held these rows out.
+        data_args: of a run, by which rows are read; without `dataset_name` the run which held these rows out.
         seed: of that run.
         convert: the format of the rows; by default the stage's own.
+        tokenizer: as in `load_conversations`.
     """
     stage_formats: dict[str, formats.Convert] = {
         "pretrain": formats.text_row,
@@ -110,11 +124,12 @@ def held_out_rows(
         "ppo": formats.prompt_row,
     }
     convert = convert or stage_formats[stage]
+    run_args = data_args or DataArguments()
+    reader = Reader(stage, convert, run_args, tokenizer)
     if not dataset_name:
-        assert data_args is not None, "held_out_rows needs dataset_name or data_args"
-        return _load(data_args, stage, seed, convert)[1]
+        return _load(run_args, seed, reader)[1]
     train, test = load_source({"dataset_name": dataset_name}, DataArguments(dataset_name=dataset_name), stage)
-    return _convert(train if test is None else test, convert, stage, dataset_name)
+    return convert_all([(train if test is None else test, dataset_name)], reader)[0]
 
 
 def fingerprint(data: Rows) -> str:
@@ -130,15 +145,15 @@ def describe(data: Rows) -> str:
     return f"{len(data):,} rows" if isinstance(data, Dataset) else "a stream"
 
 
-def _load(data_args: DataArguments, stage: str, seed: int, convert: formats.Convert) -> tuple[Rows, Dataset]:
+def _load(data_args: DataArguments, seed: int, reader: Reader) -> tuple[Rows, Dataset]:
     """Loads and converts every source. Those without a test split are split together, so that no copy is in both parts.
 
     The training rows of several sources are mixed by weight; their held-out rows are joined.
     """
-    entries = sources(data_args, stage)
-    loaded = [_load_source(source, data_args, convert, stage) for source in entries]
+    entries = sources(data_args, reader.stage)
+    loaded = _load_sources(entries, data_args, reader)
     undivided = [train for train, test in loaded if test is None]
-    key = "prompt" if stage in ("reward", "ppo", "grpo") else None
+    key = "prompt" if reader.stage in ("reward", "ppo", "grpo") else None
     divided = iter(hold_out(undivided, data_args.test_split_size, seed, key) if undivided else [])
     parts = [next(divided) if test is None else (train, test) for train, test in loaded]
     train, test = parts[0]
@@ -151,19 +166,24 @@ def _load(data_args: DataArguments, stage: str, seed: int, convert: formats.Conv
     return train, test
 
 
-def _load_source(
-    source: dict, data_args: DataArguments, convert: formats.Convert, stage: str
-) -> tuple[Rows, Dataset | None]:
-    """Converted training rows; test rows too if the source has a test split, or is one long document, which is cut."""
-    name = source["dataset_name"]
-    train, test = load_source(source, data_args, stage)
-    train = _convert(train, convert, stage, name)
-    if test is not None:
-        test = _convert(test, convert, stage, name)
-        return train, _first_rows(test) if isinstance(test, IterableDataset) else test
-    if stage == "pretrain" and isinstance(train, Dataset) and len(train) == 1:
-        return _split_long_document(train, data_args.test_split_size)
-    return train, None
+def _load_sources(
+    entries: Sequence[dict], data_args: DataArguments, reader: Reader
+) -> list[tuple[Rows, Dataset | None]]:
+    """Converted rows of every source; test rows too if it has a test split, or is one long document, which is cut."""
+    raw = [load_source(source, data_args, reader.stage) for source in entries]
+    names = [source["dataset_name"] for source in entries]
+    parts = [(part, name) for name, pair in zip(names, raw, strict=True) for part in pair if part is not None]
+    converted = iter(convert_all(parts, reader))
+    loaded: list[tuple[Rows, Dataset | None]] = []
+    for _, raw_test in raw:
+        train, test = next(converted), None if raw_test is None else next(converted)
+        if test is not None:
+            loaded.append((train, _first_rows(test) if isinstance(test, IterableDataset) else test))
+        elif reader.stage == "pretrain" and isinstance(train, Dataset) and len(train) == 1:
+            loaded.append(_split_long_document(train, data_args.test_split_size))
+        else:
+            loaded.append((train, None))
+    return loaded
 
 
 def _mix(parts: Sequence[Rows], weights: Sequence[float], seed: int) -> Rows:
@@ -173,61 +193,12 @@ def _mix(parts: Sequence[Rows], weights: Sequence[float], seed: int) -> Rows:
     return interleave_datasets(same_kind, probabilities=shares, seed=seed, stopping_strategy="all_exhausted")
 
 
-def _convert(data: Rows, convert: formats.Convert, stage: str, name: str) -> Rows:
-    """Applies `convert` to every row; of data with a length, the rows left out are counted and printed by reason."""
-    features = _FEATURES.get(stage)
-    left_out: Counter[str] = Counter()
-    if features is None:
-        features = prompt_features(data) if stage == "ppo" else problem_features(data, convert, name)
-
-    def convert_batch(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-        converted = []
-        for index, *values in zip(indices, *batch.values(), strict=True):
-            with numbered(name, index):
-                converted.append(convert(dict(zip(batch, values, strict=True))))
-        left_out.update(row or "empty" for row in converted if not isinstance(row, dict))
-        return {key: [row.get(key) for row in converted if isinstance(row, dict)] for key in features}
-
-    with one_line_errors(name):
-        first = next(iter(data), None)
-        if first is None:
-            raise RowError(f"{name} has no rows; fill it or choose another")
-        columns = list(first)
-        if isinstance(data, IterableDataset):
-            rows = data.map(
-                convert_batch,
-                with_indices=True,
-                batched=True,
-                batch_size=_BATCH,
-                remove_columns=columns,
-                features=features,
-            )
-            is_empty = not list(rows.take(INSPECTED_ROWS))  # a bad row stops before the first step
-        else:
-            # Not from the cache, which would not notice another version of this package.
-            rows = data.map(
-                convert_batch,
-                with_indices=True,
-                batched=True,
-                batch_size=_BATCH,
-                remove_columns=columns,
-                features=features,
-                load_from_cache_file=False,
-            )
-            is_empty = not len(rows)
-            for reason, count in left_out.items():
-                print(f"{name}: {count:,} of {len(data):,} rows are {reason} and left out")
-    if is_empty:
-        why = "have empty texts" if "empty" in left_out else f"are {' or '.join(left_out)}"
-        raise ValueError(f"{name}: all rows {why}, so there is nothing to train on; choose other data")
-    return rows
-
-
 def hold_out(parts: Sequence[Rows], share: float, seed: int, key: str | None = None) -> list[tuple[Rows, Dataset]]:
     """Splits each part into rows to train on and rows held out: the same split every time.
 
     A seeded hash of a row's content, or of its column `key`, decides. So copies of a row (or rows with the same `key`)
-    are either all held out or all trained on, whichever parts they are in.
+    are either all held out or all trained on, whichever parts they are in. Keys that hold nothing do not count: a row
+    stays where it is when other rows have more.
 
     Args:
         parts: all of them data sets, or all of them streams.
@@ -237,8 +208,12 @@ def hold_out(parts: Sequence[Rows], share: float, seed: int, key: str | None = N
         ValueError: if there are not two different rows, or if all rows of a part would be held out.
     """
 
+    has_extras = any(extras_of(part.features) for part in parts)
+
     def position(row: dict) -> float:
-        content = json.dumps(row[key] if key else row, sort_keys=True, ensure_ascii=False).encode()
+        counted = row[key] if key else row
+        counted = _without_empty(counted) if has_extras else counted
+        content = json.dumps(counted, sort_keys=True, ensure_ascii=False).encode()
         digest = hashlib.sha256(str(seed).encode() + b"\0" + content).digest()
         return int.from_bytes(digest[:8]) / 2**64
 
@@ -258,6 +233,13 @@ def hold_out(parts: Sequence[Rows], share: float, seed: int, key: str | None = N
             raise ValueError(f"all {len(table):,} rows of a source would be held out; give it more, or leave it out")
         divided.append((train, table.select([i for i, place in enumerate(places) if place <= threshold])))
     return divided
+
+
+def _without_empty(value: Any) -> Any:
+    """Rows or turns without keys that hold None or no settings."""
+    if isinstance(value, Mapping):
+        return {key: _without_empty(part) for key, part in value.items() if part is not None and part != {}}
+    return [_without_empty(part) for part in value] if isinstance(value, list) else value
 
 
 def _divide_stream(data: IterableDataset, is_held_out: Callable[[dict], bool]) -> tuple[IterableDataset, Dataset]:

@@ -102,7 +102,7 @@ def test_an_empty_answer_is_left_out(row):
         ({"title": "a", "body": "b"}, "['body', 'title']"),
         ({"prompt": "a"}, "prompt + completion"),
         ({"messages": None}, "no known format"),
-        ({"messages": [{"role": "tool", "content": "a"}, assistant("b")]}, "role 'tool' is unknown"),
+        ({"messages": [{"role": "alien", "content": "a"}, assistant("b")]}, "role 'alien' is unknown"),
         ({"conversations": [{"from": "bing", "value": "a"}]}, "role 'bing' is unknown"),
         ({"messages": [user("a")]}, "the last turn must be the assistant's"),
         ({"messages": [user("a"), assistant("b"), user("c")]}, "the last turn must be the assistant's"),
@@ -289,7 +289,7 @@ def test_a_pair_that_teaches_nothing_is_left_out(row, why):
         ({"prompt": "a", "chosen": [assistant("b"), user("c")], "rejected": "d"}, "last turn of chosen must be"),
         ({"prompt": "a", "chosen": "b", "rejected": []}, "last turn of rejected must be"),
         ({"chosen": [user("a"), assistant("b")], "rejected": [user("a")]}, "last turn of rejected must be"),
-        ({"prompt": "a", "chosen": [{"role": "tool", "content": "b"}], "rejected": "c"}, "role 'tool' is unknown"),
+        ({"prompt": "a", "chosen": [{"role": "alien", "content": "b"}], "rejected": "c"}, "role 'alien' is unknown"),
         ({"prompt": "a", "chosen": 1, "rejected": "c"}, "the assistant's turn holds int"),
         ({"instruction": 5, "chosen": "b", "rejected": "c"}, "the user's turn holds int"),
         (

@@ -383,7 +383,7 @@ def test_a_bad_file_says_where_and_what_to_do(tmp_path, case, streaming):
 @pytest.mark.parametrize(
     "row, words",
     [
-        ({"messages": [{"role": "tool", "content": "x"}, TURNS[1]]}, "role 'tool' is unknown"),
+        ({"messages": [{"role": "alien", "content": "x"}, TURNS[1]]}, "role 'alien' is unknown"),
         ({"messages": TURNS[:1]}, "the last turn must be the assistant's"),
         ({"messages": None}, "no known format; expected messages"),
     ],

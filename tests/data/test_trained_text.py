@@ -12,8 +12,8 @@ from datasets import Dataset
 from trl import SFTTrainer
 
 from fourstage.arguments import InstructConfig
-from fourstage.data.formats import conversation_row
 from fourstage.data.converting import FEATURES
+from fourstage.data.formats import conversation_row
 from fourstage.data.trained_text import tell_untrained, untrained_parts
 from fourstage.models.tokenizer import mark_generation
 from fourstage.models.turns import adapt_template

@@ -1,0 +1,82 @@
+"""What a row says about its conversation in columns of its own: how it opens, its tools, settings of the template."""
+
+from collections.abc import Mapping
+
+from fourstage.data.turns import as_json, as_turns, holds_nothing, parsed, turn
+
+OPENING = ("system", "system_prompt", "history")
+SETTINGS = ("tools", "functions", "chat_template_kwargs")
+_MEDIA = ("images", "image", "audios", "audio", "videos", "video")
+# What `chat_template_kwargs` may not hold: the trainers say it themselves.
+_NOT_OPTIONS = (
+    "conversation",
+    "messages",
+    "tools",
+    "chat_template",
+    "tokenize",
+    "add_generation_prompt",
+    "return_dict",
+)
+
+
+def opened(row: Mapping, turns: list[dict]) -> list[dict]:
+    """The turns after what the columns `system` (or `system_prompt`) and `history` hold.
+
+    Raises:
+        ValueError: for columns of other types, and for two system texts that differ.
+    """
+    given = {name: row[name] for name in OPENING if row.get(name) is not None and not holds_nothing(row[name])}
+    if not given:
+        return turns
+    history = _history(given.pop("history", []))
+    texts = [as_turns([{"role": "system", "content": text}], None)[0] for text in given.values()]
+    own = [each for each in [*history[:1], *turns[:1]] if each["role"] == "system"]
+    first = (texts + own)[:1]
+    if any(each != first[0] for each in texts + own):
+        raise ValueError(f"{' and '.join([*given, *(['the first turn'] if own else [])])} hold different system texts")
+    rest = [part[1:] if part[:1] in [[each] for each in own] else part for part in (history, turns)]
+    return [*first, *rest[0], *rest[1]]
+
+
+def _history(history: object) -> list[dict]:
+    """Earlier turns, given as turns or as pairs of a question and its answer."""
+    if not isinstance(history, list):
+        raise ValueError(f"column 'history' holds {type(history).__name__}, expected a list of turns or pairs")
+    turns = []
+    for item in history:
+        if isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item):
+            turns += [{"role": "user", "content": item[0]}, {"role": "assistant", "content": item[1]}]
+        elif isinstance(item, Mapping):
+            turns.append(turn(item))
+        else:
+            raise ValueError("column 'history' holds something else than turns or pairs of two texts")
+    return turns
+
+
+def settings_of(row: Mapping) -> dict:
+    """`tools`, as JSON text, and `chat_template_kwargs`, each where the row has it.
+
+    Raises:
+        ValueError: for columns of other types, settings that the trainers choose, and images, sounds or films.
+    """
+    names = (*SETTINGS, *_MEDIA)
+    given = {name: row[name] for name in names if row.get(name) is not None and not holds_nothing(row[name])}
+    if not given:
+        return {}
+    media = next((name for name in given if name in _MEDIA), None)
+    if media:
+        raise ValueError(
+            f"column {media!r} holds something; only text can be learnt, so remove it or leave such rows out"
+        )
+    values = {name: parsed(value, f"column {name!r}") for name, value in given.items()}
+    options = values.pop("chat_template_kwargs", {})
+    tools = next(iter(values.values()), [])
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError(f"column {next(iter(values))!r} must be a list of tools, or the JSON text of one")
+    reserved = isinstance(options, Mapping) and sorted(options.keys() & set(_NOT_OPTIONS))
+    if not isinstance(options, Mapping) or reserved:
+        raise ValueError(
+            "column 'chat_template_kwargs' must hold settings of the chat template by name, got "
+            f"{str(reserved or options)[:80]}"
+        )
+    return {**({"tools": as_json(tools)} if tools else {}), **({"chat_template_kwargs": options} if options else {})}
