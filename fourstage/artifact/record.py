@@ -76,9 +76,12 @@ def differences(old: dict, new: dict) -> list[str]:
     """How two run.json differ in their `identity`, a line for each setting; empty for the same run.
 
     A setting that the new run's defaults filled in does not count where the old run.json has None or "auto": it was
-    written before such settings were resolved, and the rule that fills them is the same.
+    written before such settings were resolved, and the rule that fills them is the same. A setting of data or model
+    that the old run.json does not know was at its default.
     """
-    before, now, filled = identity(old), identity(new), set(new.get("resolved", ()))
+    defaults = {f.name: f.default for kind in (DataArguments, ModelArguments) for f in dataclasses.fields(kind)}
+    now, filled = identity(new), set(new.get("resolved", ()))
+    before = {name: value for name, value in defaults.items() if name in now} | identity(old)
     return [
         f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
