@@ -11,6 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fourstage import verifiers
 from fourstage.evaluation.generation import answer_questions, bits_per_byte_of, text_nats
+from fourstage.models.encoding import generation_opening
+from fourstage.verifiers.calls import call_reward
 
 # As TRL calls them: texts and the columns of the data as keyword lists; one number an answer, None if it has no score.
 RewardFunction = Callable[..., Sequence[float | None]]
@@ -191,17 +193,19 @@ def score_problems(
     Raises:
         ValueError: if the verifier can score none of the problems.
     """
-    problems = [row for row in problems if settings.verifier([""], **_columns([row]))[0] is not None]
+    problems = [row for row in problems if _rewards(settings.verifier, [""], [row])[0] is not None]
     if not problems:
         raise ValueError("no row can be scored by the verifier; choose another --reward_funcs, or other rows")
     prompts = [row["prompt"] for row in problems]
     rows = answer_questions(model, tokenizer, prompts, settings.max_new_tokens)
     for row, problem in zip(rows, problems, strict=True):
         row["reference"] = str(problem.get("answer", problem.get("target")))
-    _check(rows, problems, settings, "")
-    if settings.begin:
-        forced = answer_questions(model, tokenizer, prompts, settings.max_new_tokens, begin=settings.begin)
-        _check(forced, problems, settings, "forced_")
+    opening = generation_opening(tokenizer)
+    _check(rows, problems, settings, "", opening)
+    begin = settings.begin.removeprefix(opening)  # what the template has written need not be forced
+    if begin:
+        forced = answer_questions(model, tokenizer, prompts, settings.max_new_tokens, begin=begin)
+        _check(forced, problems, settings, "forced_", opening)
         for row, answer in zip(rows, forced, strict=True):
             row |= {key: answer[key] for key in answer if key.startswith("forced_")} | {"forced": answer["completion"]}
     if settings.samples:
@@ -220,23 +224,29 @@ def _sample(
     repeated = [row for row in problems for _ in range(settings.samples)]
     prompts = [row["prompt"] for row in repeated]
     sampled = answer_questions(model, tokenizer, prompts, settings.max_new_tokens, settings.temperature)
-    _check(sampled, repeated, settings, "")
+    _check(sampled, repeated, settings, "", generation_opening(tokenizer))
     for i, row in enumerate(rows):
         samples = sampled[i * settings.samples : (i + 1) * settings.samples]
         row["samples_right"] = sum(sample["right"] for sample in samples)
         row["samples_in_format"] = sum(sample["in_format"] for sample in samples) / len(samples)
 
 
-def _columns(problems: Sequence[dict]) -> dict[str, list]:
-    return {name: [row[name] for row in problems] for name in problems[0] if name != "prompt"}
+def _rewards(function: Callable, completions: list[str], problems: Sequence[dict], opening: str = "") -> list:
+    columns = {name: [row[name] for row in problems] for name in problems[0] if name != "prompt"}
+    return call_reward(function, completions, columns, opening, [row["prompt"] for row in problems])
 
 
-def _check(answers: list[dict], problems: Sequence[dict], settings: ProblemSettings, name: str) -> None:
-    """Adds to every answer whether it is right, in the desired form, and right in every step that can be checked."""
-    texts, columns = [answer["completion"] for answer in answers], _columns(problems)
-    right = [reward == 1.0 for reward in settings.verifier(texts, **columns)]
-    forms = settings.format_func(texts, **columns) if settings.format_func else [1.0] * len(texts)
-    steps = verifiers.steps(texts, **columns)
+def _check(answers: list[dict], problems: Sequence[dict], settings: ProblemSettings, name: str, opening: str) -> None:
+    """Adds to every answer whether it is right, in the desired form, and right in every step that can be checked.
+
+    `opening` is what the chat template wrote before the answers; fourstage's own verifiers see it too.
+    """
+    texts = [answer["completion"] for answer in answers]
+    right = [reward == 1.0 for reward in _rewards(settings.verifier, texts, problems, opening)]
+    forms: list = [1.0] * len(texts)
+    if settings.format_func:
+        forms = _rewards(settings.format_func, texts, problems, opening)
+    steps = _rewards(verifiers.steps, texts, problems, opening)
     for answer, is_right, form, step in zip(answers, right, forms, steps, strict=True):
         answer |= {f"{name}right": is_right, f"{name}in_format": form == 1.0}
         answer[f"{name}derivation_right"] = is_right and step == 1.0

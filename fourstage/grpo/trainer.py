@@ -17,7 +17,7 @@ from fourstage.rl.batches import Batch, grouped_by_length, trimmed
 from fourstage.rl.checks import check_head, check_prompts
 from fourstage.rl.decoding import quick_generation
 from fourstage.rl.forward import base_model, frozen_copy, plain_head, plain_head_pays, positions
-from fourstage.rl.rewards import RewardSource, prepare_rewards
+from fourstage.rl.rewards import RewardSource, prepare_rewards, show_opening
 from fourstage.rl.rollouts import SaveAtRollouts
 from fourstage.rl.trl_contract import check_attributes, check_batch, check_methods
 
@@ -86,6 +86,7 @@ class GRPOTrainer(trl.GRPOTrainer):
             if args.sync_ref_model:
                 self.add_callback(SyncRefModelCallback(ref_model=self.ref_model, accelerator=self.accelerator))
         check_attributes(self)
+        show_opening(self)
         if self._is_plain():
             check_prompts(self)
             check_head(self)

@@ -26,7 +26,7 @@ from fourstage.ppo.metrics import policy_metrics, rollout_explained_variance, ro
 from fourstage.rl.batches import Batch, grouped_by_length, loss_mask, trimmed
 from fourstage.rl.checks import check_head, check_launch_supported, check_prompts
 from fourstage.rl.forward import base_model, frozen_copy, plain_head, plain_head_pays, positions, whole
-from fourstage.rl.rewards import prepare_rewards
+from fourstage.rl.rewards import prepare_rewards, show_opening
 from fourstage.rl.rollouts import SaveAtRollouts
 from fourstage.rl.trl_contract import check_attributes, check_batch, check_methods
 from fourstage.verifiers.text import text_of
@@ -108,6 +108,7 @@ class PPOTrainer(GRPOTrainer):
             args.beta = beta
         self.beta = 0.0  # GRPO's own KL term in the loss would count the penalty twice
         check_attributes(self)
+        show_opening(self)
         check_launch_supported(self)
         check_prompts(self)
         check_head(self)

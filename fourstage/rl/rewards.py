@@ -16,13 +16,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 from trl.trainer.utils import is_async_callable
 
 from fourstage import verifiers
+from fourstage.models.encoding import generation_opening
 from fourstage.models.facts import check_one_label
 from fourstage.models.opening import open_tokenizer, opening
 from fourstage.parent import check_parent
+from fourstage.verifiers.calls import call_reward, is_ours, original
 from fourstage.verifiers.text import text_of
 
 RewardSource = str | nn.Module | Callable  # a reward model by name or in memory, or a function
@@ -86,6 +89,8 @@ def load_reward_func(name: str) -> Callable:
         ValueError: if there is no such module or function.
     """
     module, _, attribute = name.rpartition(".")
+    if "." in name and not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError(f"reward function {name!r} is no dotted path; give one such as package.module.name")
     if not module:
         if name not in verifiers.__all__:
             raise ValueError(
@@ -106,25 +111,24 @@ def load_reward_func(name: str) -> Callable:
     return function
 
 
-def checked(function: Callable, name: str | None = None) -> Callable:
-    """The same reward function, validated on every call: one finite number or None for each completion.
+def checked(function: Callable, name: str | None = None, opening: str = "") -> Callable:
+    """The same reward function, called by `call_reward` and validated: one finite number or None for each completion.
 
     The wrapper raises ValueError with the completion at fault; a NaN would otherwise reach the weights. TRL reports
     its rewards under its `__name__`: `name`, else that of the function.
     """
-    own_name = getattr(function, "__name__", type(function).__name__)
+    own_name = getattr(function, "__name__", None) or getattr(original(function), "__name__", type(function).__name__)
     if is_async_callable(function):
 
         @functools.wraps(function)
-        async def wrapper(prompts, completions, **kwargs):
-            return check_rewards(
-                own_name, await function(prompts=prompts, completions=completions, **kwargs), completions
-            )
+        async def wrapper(completions, prompts=None, **columns):
+            return check_rewards(own_name, await call_reward(function, completions, columns, "", prompts), completions)
     else:
 
         @functools.wraps(function)
-        def wrapper(prompts, completions, **kwargs):
-            return check_rewards(own_name, function(prompts=prompts, completions=completions, **kwargs), completions)
+        def wrapper(completions, prompts=None, **columns):
+            rewards = call_reward(function, completions, columns, opening, prompts)
+            return check_rewards(own_name, rewards, completions)
 
     wrapper.__name__ = name or own_name
     return wrapper
@@ -189,6 +193,11 @@ def prepare_rewards(
     """
     functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
     tokenizers = processing_classes if isinstance(processing_classes, list) else [processing_classes] * len(functions)
+    if len(tokenizers) != len(functions):
+        raise ValueError(
+            f"reward_processing_classes has {len(tokenizers)} entries for {len(functions)} reward_funcs; give one for "
+            "each, None for a function"
+        )
     plain_text = dataset is not None and not is_conversational(next(iter(dataset), {}))
     prepared = []
     for function, tokenizer in zip(functions, tokenizers, strict=True):
@@ -202,3 +211,17 @@ def prepare_rewards(
         else:
             prepared.append((checked(source), tokenizer))
     return [function for function, _ in prepared], [tokenizer for _, tokenizer in prepared]
+
+
+def show_opening(trainer: GRPOTrainer) -> None:
+    """Lets the reward functions of fourstage see completions with what the chat template wrote before them.
+
+    TRL hands over what the model generated. Where the template itself has written `<think>`, no completion would have
+    the form that `think_format` pays, and the numbers of unfinished thoughts would be answers.
+    """
+    if not isinstance(trainer.processing_class, PreTrainedTokenizerBase):
+        return
+    opening = generation_opening(trainer.processing_class, **cast(dict, trainer.chat_template_kwargs))
+    if opening:
+        functions = cast("list[Callable]", trainer.reward_funcs)  # or models, which `is_ours` knows from functions
+        trainer.reward_funcs = [checked(one, opening=opening) if is_ours(one) else one for one in functions]

@@ -287,6 +287,32 @@ def test_problems_by_hand(tokenizer):
     assert greedy == {key: value for key, value in metrics.items() if not key.startswith("sampled_")}
 
 
+def test_problems_where_the_template_opens_the_thoughts(tokenizer):
+    """What the verifiers see begins with `<think>`: unfinished thoughts are no answer, finished ones have the form."""
+    tokenizer = copy.deepcopy(tokenizer)
+    head, _, tail = tokenizer.chat_template.rpartition("<|assistant|>")  # the generation prompt's
+    tokenizer.chat_template = f"{head}<|assistant|><think>\n{tail}"
+    opened = "<|assistant|><think>\n"
+    answers = {f"a{opened}": "1 + 1 = 2</think> 2<|eos|>", f"b{opened}": "2 + 3 = 5"}
+    problems = [
+        {"prompt": [turn("user", name)], "answer": gold, "tokens": 1} for name, gold in (("a", "2"), ("b", "5"))
+    ]
+    settings = ProblemSettings(verifiers.number, verifiers.think_format, "<think>")
+    _, rows = score_problems(Parrot(tokenizer, answers), tokenizer, problems, settings)
+    assert [(row["right"], row["in_format"], row["derivation_right"]) for row in rows] == [(True,) * 3, (False,) * 3]
+    assert "forced" not in rows[0]  # the template has forced it already
+
+
+def test_a_verifier_of_ones_own_is_called_as_in_training(tokenizer):
+    def own(prompts, completions, answer, **columns):
+        assert columns.keys() == {"tokens"} and prompts == [[turn("user", "a")]] * len(completions)
+        return [float(completion == gold) for completion, gold in zip(completions, answer, strict=True)]
+
+    problems = [{"prompt": [turn("user", "a")], "answer": "2", "tokens": 1}]
+    _, rows = score_problems(Parrot(tokenizer, {"a": "2<|eos|>"}), tokenizer, problems, ProblemSettings(own))
+    assert rows[0]["right"]
+
+
 def test_problems_that_none_can_score(tokenizer):
     problems = [{"prompt": [turn("user", "a")], "answer": "many"}]
     with pytest.raises(ValueError, match="no row can be scored"):
