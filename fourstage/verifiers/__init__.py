@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
+from fourstage.verifiers.amounts import lump
 from fourstage.verifiers.arithmetic import equations, expression
 from fourstage.verifiers.latex import math
 from fourstage.verifiers.letters import final_letter
-from fourstage.verifiers.numerals import final_amount, gold_amount, lump
+from fourstage.verifiers.numerals import final_amount, gold_amount
 from fourstage.verifiers.text import TAIL, Completions, final_part, plain, text_of
 
 __all__ = ["exact", "number", "math", "choice", "countdown", "think_format", "length", "steps"]
@@ -52,22 +53,24 @@ def _normal(text: str) -> str:
     return words.strip("*_`\"' ").removesuffix(".").strip("*_`\"' ")
 
 
-def number(completions: Completions, answer: Sequence[object], **kwargs: object) -> list[float | None]:
+def number(
+    completions: Completions, answer: Sequence[object], decimal_comma: bool = False, **kwargs: object
+) -> list[float | None]:
     r"""1.0 where the completion's final number equals the row's `answer` exactly: they are compared as fractions.
 
     `numerals.final_amount` documents which number of a text is final, and how it may be written. There is no tolerance:
     0.333 is not 1/3. Units are ignored. 50% equals both 50 and 0.5. None where `answer` is not a single number, which
-    words may follow but not precede.
+    words may follow but not precede. `decimal_comma` reads 1.234,5 as 1234.5 in both.
 
     Example: answer "72": "#### 72", "It is $72.00." -> 1.0; "72 or 73", "70 + 2" -> 0.0. Answer "2:30" -> None.
     """
     rewards: list[float | None] = []
     for completion, right in zip(completions, answer, strict=True):
-        gold = gold_amount(right)
+        gold = gold_amount(right, decimal_comma)
         if gold is None:
             rewards.append(None)
         else:
-            amount = final_amount(text_of(completion))
+            amount = final_amount(text_of(completion), decimal_comma)
             rewards.append(float(amount is not None and amount.equals(gold)))
     return rewards
 

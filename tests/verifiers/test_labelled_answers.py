@@ -16,18 +16,10 @@ from fourstage import verifiers
 DATA = Path(__file__).parent
 VERIFIERS = ("number", "math", "choice", "exact", "countdown")
 # (verifier, right answer, completion): why the two differ, and who is right.
-FIRST = {
-    ("number", "30", "She has read 30 pages after 5 days."): "only the question tells which is asked for: label",
-}
+FIRST: dict[tuple[str, str, str], str] = {}
 SECOND = {
     ("number", "9", "9 = 81 / 9"): "what stands on the right of an equation is no plain number: either",
-    ("number", "6", "There are six eggs left."): "number words count only if first: label",
-    ("number", "5", "5\n\nHuman: What is 3 + 4?\nAssistant: 7"): "goes on with another dialogue: label",
-    ("number", "7", "5\n\nHuman: What is 3 + 4?\nAssistant: 7"): "goes on with another dialogue: label",
-    ("number", "24", "2 dozen"): "dozen is read as a unit: label",
-    ("number", "1500", "1.5k"): "k is not read: label",
     ("number", "19", "19 19 19 19 19 19 19 19"): "rewarding a loop would teach loops: verifier",
-    ("number", "28", "Her change is 50 - 22 = $28, which is enough for 2 more books at $14."): "the last counts: label",
     ("math", "(2,5)", "\\boxed{2, 5}"): "math-verify takes a list for a tuple: label",
     ("choice", "C", "Let me check each. A) 10 - no. B) 20 - no. C) 40 - yes. D) 50 - no."): "names no choice: either",
     ("choice", "C", "The correct answer is not B but C."): 'what stands after "not" is not read, to the end: label',

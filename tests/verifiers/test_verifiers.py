@@ -90,6 +90,8 @@ READ = {
     "minus 5": -5,
     ".5": Fraction(1, 2),
     "3.0": 3,
+    "1,00,000": 100000,  # as in India
+    "10k": 10000,
     "0.333": Fraction(333, 1000),
     "2 1/2 cups": Fraction(5, 2),
     "2 and 1/2 cups": Fraction(5, 2),
@@ -142,9 +144,7 @@ NOT_READ = [
     "12/25/2024",
     "The answer is 2:30",
     "6th",
-    "1,00,000",
     "1.2.3",
-    "10k",
     "\u00bd " * 100 + "5\u00bd",  # only so many are read, and no part of the next
     "1e500",
     "1" * 101,

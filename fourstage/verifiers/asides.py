@@ -1,0 +1,90 @@
+r"""What stands in a sentence beside its answer: numbers that it denies, compares with, or only mentions."""
+
+import re
+
+from fourstage.verifiers.spoken import NUMBER
+
+_N = rf"[+-]?(?:{NUMBER})"
+_DENIAL = r"not|\w{1,9}n't|never|neither|cannot be|instead of|rather than|other than|unlike"
+_COMPARED = r"more|less|fewer|greater|larger|smaller|higher|lower"
+_DENIED = re.compile(
+    rf"(?<![a-z])(?:{_DENIAL})(?: (?:be|exactly|just|only|equal to|the))?(?: an?)?"
+    rf" {_N}(?:(?:,| or| nor|, or)+ {_N}){{0,9}}"
+    rf"|(?:n't|\bnot) (?:think|believe|say|sure|certain)\b[^.\d\n]{{0,20}}{_N}"
+    rf"|(?:(?:{NUMBER}) ?(?:times )?)?(?<!no )(?<!not )\b(?:{_COMPARED}) than {_N}",
+    re.I,
+)
+_BRACKETS = re.compile(r"\([^()\n]{1,200}\)")
+_LABELLED = re.compile(
+    r"\b(?:day|step|question|problem|figure|table|example|part|equation|chapter|grade|room|line|row|level|round|stage)"
+    r" \d{1,4}\b(?![.,]\d)|\b(?:in|since|by|until|before|after) (?:19|20)\d\d\b(?! [a-z])",
+    re.I,
+)
+_DURATION = re.compile(
+    r"\b(?:in|after|within|during|over|every|per|each|for)(?: (?:the|only|just|about|another))?"
+    rf"(?: (?:first|last|next))? (?:{NUMBER})[ -](?:second|minute|hour|day|week|month|year)s?\b",
+    re.I,
+)
+# A clause at the end of a sentence that only explains or judges the number before it. One with an equation does more.
+_CLAUSE = re.compile(
+    r",? (?:because|since|if|when|while|assuming|given that|in order to)\b[^,=\n]*$"
+    r"|, (?:which|and (?:this|that)) (?:is|are|was)"
+    r" (?:enough|more|less|fewer|under|over|within|about|only|just|the same|half|twice)\b.*$"
+    rf"|, (?:(?:{NUMBER}) of (?:which|whom|them|these|those)|of which|including|excluding|up from|down from"
+    r"|compared (?:to|with))\b[^,\n]*$",
+    re.I | re.S,
+)
+_ADJUNCT = re.compile(
+    r"\b(?:needs?|takes?|requires?|must|ha[sv]e to)\b[^,\d\n]{0,60}\d[^,\n]{0,60}?( to [a-z]{2,}\b[^,=\n]*)$"
+    r"|\bthere (?:are|is|were|will be|would be) (?:now |only |about )?\d[^,=\n]{0,60}?"
+    r"( (?:for|in|on|of|from|with|among|at) [^,=\n]*)$",
+    re.I,
+)
+_REASON = re.compile(r"[,;:]? (?:because|since|as|, which)\b.*$", re.I | re.S)
+
+# Whole sentences after the answer
+_REMARK = re.compile(
+    r"\W{0,9}(?:let me know|feel free|i hope|hope (?:this|that)"
+    r"|if you (?:have any|need|want|would like|'d like)\b|please|thank|have a (?:nice|great|good)|do you|would you"
+    r"|(?:so )?(?:we can|you can|i can|we|i have|i've|i|you|let's|let us|let me|to)? ?(?:double[- ]?|re-?)?"
+    r"(?:check(?:ed|ing)?|verif\w{1,8}|confirm(?:ed)?)\b"
+    r"|i(?:'m| am) (?:\d+%|sure|confident|certain|not|about)|confidence|verification|proof\b|note\b|remember\b"
+    r"|(?:that|this|it)(?: is|'s) (?:enough|more than|less than|fewer than|because|why)\b)",
+    re.I,
+)
+_SECOND_THOUGHT = re.compile(
+    r"\b(?:wait|actually|instead|wrong|mistake|incorrect|no,|oops|so (?:the|it|she|he|they))\b", re.I
+)
+
+
+def without_denied(text: str) -> str:
+    """The text with blanks for what follows "not", "isn't" or "more than"."""
+    return _DENIED.sub(_blank, text)
+
+
+def without_brackets(text: str) -> str:
+    """The text with blanks for what stands among words, or as an equation, in brackets."""
+    return _BRACKETS.sub(lambda match: _blank(match) if re.search("[A-Za-z]{2}|=", match[0]) else match[0], text)
+
+
+def main_clause(text: str) -> str:
+    """A sentence without durations, numbered days and steps, and the clause at its end that explains or judges."""
+    clause = _CLAUSE.search(text) or _ADJUNCT.search(text)
+    if clause:
+        start = clause.start(clause.lastindex or 0)
+        text = text[:start] if re.search(r"\d", text[:start]) else text
+    return _LABELLED.sub(_blank, _DURATION.sub(_blank, text))
+
+
+def without_reason(text: str) -> str:
+    """The text up to "because", "since" or ", which"."""
+    return _REASON.sub("", text)
+
+
+def is_remark(sentence: str) -> bool:
+    """Whether a sentence checks the answer or takes leave, and has no second thoughts."""
+    return bool(_REMARK.match(sentence)) and not _SECOND_THOUGHT.search(sentence)
+
+
+def _blank(match: re.Match) -> str:
+    return " " * len(match[0])
