@@ -44,7 +44,7 @@ def main(data_args: DataArguments, training_args: GRPORunConfig, model_args: Mod
     run = start_run("grpo", data_args, training_args, model_args, parent, repairs, resolved)
 
     # The rows, and the model whose context bounds them
-    train, test = load_problems(data_args, training_args.seed, rewards, training_args)
+    train, test = load_problems(data_args, training_args.seed, rewards, training_args, tokenizer)
     record_data(run, train, test)
     model = load_causal_lm(model_args, tokenizer)
     room = (context_of(model) or 1024) - training_args.max_completion_length

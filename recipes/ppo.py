@@ -42,7 +42,7 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
     run = start_run("ppo", data_args, training_args, model_args, parent, repairs, resolved)
 
     # The rows, and the model whose context bounds them
-    train, test = load_prompts(data_args, training_args.seed)
+    train, test = load_prompts(data_args, training_args.seed, tokenizer)
     record_data(run, train, test)
     model = load_causal_lm(model_args, tokenizer)
     room = (context_of(model) or 1024) - training_args.max_completion_length

@@ -37,7 +37,7 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
     run = start_run("reward", data_args, training_args, model_args, parent, repairs, resolved)
 
     # The rows
-    train, test = load_preferences(data_args, training_args.seed)
+    train, test = load_preferences(data_args, training_args.seed, tokenizer)
     record_data(run, train, test)
     count_tokens = partial(pair_tokens, tokenizer)
     train = drop_overlong(train, count_tokens, training_args.max_length, training_args.overlong, "train")

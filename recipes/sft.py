@@ -42,7 +42,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     run = start_run("sft", data_args, training_args, model_args, parent, repairs, resolved)
 
     # The rows
-    train, test = load_conversations(data_args, training_args.seed)
+    train, test = load_conversations(data_args, training_args.seed, tokenizer)
     record_data(run, train, test)
     count_tokens = partial(conversation_tokens, tokenizer)
     train = drop_overlong(train, count_tokens, training_args.max_length, training_args.overlong, "train")

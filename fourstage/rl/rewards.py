@@ -23,6 +23,7 @@ from trl.trainer.utils import is_async_callable
 from fourstage import verifiers
 from fourstage.models.encoding import generation_opening
 from fourstage.models.facts import check_one_label
+from fourstage.models.markers import Markers
 from fourstage.models.opening import open_tokenizer, opening
 from fourstage.parent import check_parent
 from fourstage.verifiers.calls import call_reward, is_ours, original
@@ -169,6 +170,31 @@ class PlainTextTokenizer:
         return self.tokenizer(text=[row if row.endswith(end) else row + end for row in text], **options)
 
 
+@dataclass
+class ConversationTokenizer:
+    """For a reward model and conversations: markers that a prompt or completion spells out are plain text.
+
+    GRPOTrainer (TRL 1.16) has the template write a text and tokenises that, so that the template's own markers and
+    those in a message look alike. A reward model was trained on rows in which they differ.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __post_init__(self) -> None:
+        self.markers = Markers(self.tokenizer)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("tokenizer", "markers"):  # while a copy of this is made, which has no fields yet
+            raise AttributeError(name)
+        return getattr(self.tokenizer, name)
+
+    def apply_chat_template(self, conversation: list, **options: Any) -> Any:
+        return self.tokenizer.apply_chat_template(self.markers.broken(conversation), **options)
+
+    def __call__(self, text: list[str], **options: Any) -> BatchEncoding:
+        return self.markers.reader(text=text, **options)
+
+
 def scoring_model(name: str) -> PreTrainedModel:
     """The reward model of a folder or Hub id, in float32; raises ValueError unless it gives one score."""
     with opening(name):
@@ -207,7 +233,9 @@ def prepare_rewards(
             labels = getattr(model.config, "num_labels", None)
             check_one_label(labels, f"reward_funcs: {type(model).__name__}")
             tokenizer = tokenizer or open_tokenizer(model.config._name_or_path)
-            prepared.append((model, PlainTextTokenizer(tokenizer) if plain_text else tokenizer))
+            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # as TRL has it
+            reads = PlainTextTokenizer if plain_text else ConversationTokenizer
+            prepared.append((model, reads(tokenizer)))
         else:
             prepared.append((checked(source), tokenizer))
     return [function for function, _ in prepared], [tokenizer for _, tokenizer in prepared]
