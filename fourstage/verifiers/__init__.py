@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
-from fourstage.verifiers.amounts import lump
 from fourstage.verifiers.arithmetic import equations, expression
+from fourstage.verifiers.digits import lump
 from fourstage.verifiers.latex import math
 from fourstage.verifiers.letters import final_letter
 from fourstage.verifiers.numerals import final_amount, gold_amount

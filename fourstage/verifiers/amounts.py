@@ -10,12 +10,9 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from fourstage.verifiers.spoken import NUMBER
+from fourstage.verifiers.arithmetic import expression
+from fourstage.verifiers.digits import DIGITS, EXPONENT, NUMBER, lump
 
-DIGITS = 100  # the most digits that a number may have
-EXPONENT = 100  # the largest power of ten, positive or negative, as in 1.2e5
-
-_LUMP = re.compile(r"(\d{1,3}(?:,\d{3})+|\d{1,3}(?:\u2009\d{3})+|\d+|(?=\.\d))(\.\d+)?(?:[eE]([+-]?\d{1,3}))?")
 _TOKEN = re.compile(
     rf"(?P<number>{NUMBER})|(?P<word>[A-Za-z](?:['-]?[A-Za-z0-9])*)|(?P<arrow>=>|->)|(?P<relation>[<>!]=|=<)|(?P<sign>-)"
     r"|(?P<operator>[+*/^])|(?P<equals>==?|\\approx(?![A-Za-z]))|(?P<bracket>[()\[\]{}])|(?P<space>[ \t\u2009]+)"
@@ -30,15 +27,16 @@ _FUNCTIONS = re.compile(r"pi|sqrt|log|ln|exp|sin|cos|tan|inf|infinity", re.I)
 # What may precede an equals sign without being an equation to solve: a name, or mathematics without variables.
 _NAME = re.compile(r"(?![xX][^_])[A-Za-z](?:_\{?\w{1,3}\}?|'{1,2})? ?(?:\( ?[\w,. ]{1,12}\))? ?")
 _CLOSED = re.compile(
-    r"\\(?:sqrt|frac|[dt]frac|binom|log|ln|lg|sin|cos|tan|pi|[lr]floor|[lr]ceil)|sqrt|log|ln|sin|cos|tan|pi|!|_|\["
+    r"\\(?:sqrt|frac|[dt]frac|binom|log|ln|lg|sin|cos|tan|pi|[lr]floor|[lr]ceil)|sqrt|log|ln|sin|cos|tan|pi|[!_\u221a]|\["
 )
 # Between two numbers: they are a list, alternatives or a range. A word or two may be a unit of the first.
 _LISTING = re.compile(
-    r"[\s\"'}\])%$]*(?:[,;/&~]|\.{2,3}|[,;]? ?(?:(?:and|or|nor|to|through|till|versus|vs)\b|and/or)"
+    r"[\s\"'}\])%$]*(?:[,;/&~\u2026]|\.{2,3}|[,;]? ?(?:(?:and|or|nor|to|through|till|versus|vs)\b|and/or)"
     r"(?: (?:maybe|perhaps|possibly|about|even|else))*)[\s\"'{\[($+]*"
 )
 _ALTERNATIVE = re.compile(
     r"(?:[\s\"'}\])%$]*[A-Za-z]{1,20}){1,2},? ?(?:and|or|to) ?[\s\"'{\[($+]*"
+    r"|[^.\n]{0,40}\bbut (?:at (?:most|least)|less than|no more than|under|below) "
     r"|[^.\n]{0,40}\b(?:or|could|might|maybe|perhaps)\b[^.\d\n]{0,30}"
 )
 _INTRODUCTION = re.compile(
@@ -152,19 +150,6 @@ def _result(text: str, runs: list[list[Token]], numbers: list[int]) -> int:
     return numbers[-1]
 
 
-def lump(text: str) -> Fraction | None:
-    """The value of digits with separators and exponent; None where they are not a number, as in 1,23, 2:30 or 1.2.3.
-
-    Commas or thin spaces separate thousands: at most three digits before the first separator, three after each.
-    """
-    parts = _LUMP.fullmatch(text)
-    if not parts or not text or len(text) > 2 * DIGITS or sum(c.isdigit() for c in text) > DIGITS:
-        return None
-    if parts[3] and abs(int(parts[3])) > EXPONENT:
-        return None
-    return Fraction(text.replace(",", "").replace("\u2009", ""))
-
-
 def _number_runs(text: str, alone: bool) -> list[list[Token]]:
     """The runs that hold a number or other mathematics."""
     runs: list[list[Token]] = []
@@ -239,7 +224,7 @@ def _value(run: list[Token], text: str) -> Amount | None:
     if not left:
         return _plain_value(right, after_equals=False)
     value = _plain_value(right, after_equals=True)
-    if value is None and _is_name(right):  # 10 = b
+    if value is None and (_is_name(right) or _adds_up(left[-1], right, text)):  # 10 = b, or 11 = 5 + 6
         return _plain_value(left[-1], after_equals=len(left) > 1)
     if value is None or not all(_is_answer(side, text) for side in left if side):
         return None
@@ -262,6 +247,13 @@ def _sides(run: list[Token]) -> list[list[Token]]:
 def _is_name(side: list[Token]) -> bool:
     named = [token for token in side if token.kind != "bracket"]
     return len(named) == 1 and len(named[0].text) == 1 and named[0].text.isalpha()
+
+
+def _adds_up(number: list[Token], sum_of_it: list[Token], text: str) -> bool:
+    """Whether a side is one number and the side after it is arithmetic with its value."""
+    amount = _plain_value(number, after_equals=True)
+    result = expression(text[sum_of_it[0].start : sum_of_it[-1].end]) if amount and sum_of_it else None
+    return amount is not None and result is not None and result.value == amount.value
 
 
 def _with_rounding(exact: Amount | None, rounded: Amount) -> Amount | None:

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from fourstage.verifiers.amounts import lump
-from fourstage.verifiers.spoken import NUMBER
+from fourstage.verifiers.digits import NUMBER, lump
 from fourstage.verifiers.text import plain
 
 LENGTH = 500  # the most characters that an expression may have

@@ -2,22 +2,24 @@ r"""What stands in a sentence beside its answer: numbers that it denies, compare
 
 import re
 
-from fourstage.verifiers.spoken import NUMBER
+from fourstage.verifiers.digits import NUMBER
 
 _N = rf"[+-]?(?:{NUMBER})"
-_DENIAL = r"not|\w{1,9}n't|never|neither|cannot be|instead of|rather than|other than|unlike"
+_DENIAL = r"not|\w{1,9}n't|never|neither|cannot be|instead of|rather than|other than|unlike|except|anything but|besides"
 _COMPARED = r"more|less|fewer|greater|larger|smaller|higher|lower"
 _DENIED = re.compile(
     rf"(?<![a-z])(?:{_DENIAL})(?: (?:be|exactly|just|only|equal to|the))?(?: an?)?"
     rf" {_N}(?:(?:,| or| nor|, or)+ {_N}){{0,9}}"
-    rf"|(?:n't|\bnot) (?:think|believe|say|sure|certain)\b[^.\d\n]{{0,20}}{_N}"
-    rf"|(?:(?:{NUMBER}) ?(?:times )?)?(?<!no )(?<!not )\b(?:{_COMPARED}) than {_N}",
+    rf"|(?:n't|\bnot|\bcannot) (?:think|believe|say|sure|certain|know|tell|determine|clear)\b[^.\d\n]{{0,20}}{_N}"
+    rf"|(?:(?:{NUMBER}) ?(?:times )?)?(?<!no )(?<!not )\b(?:{_COMPARED}) than {_N}"
+    rf"|{_N} (?:is|was|would be) (?:wrong|incorrect|not\b|impossible|too [a-z]+)",
     re.I,
 )
 _BRACKETS = re.compile(r"\([^()\n]{1,200}\)")
 _LABELLED = re.compile(
     r"\b(?:day|step|question|problem|figure|table|example|part|equation|chapter|grade|room|line|row|level|round|stage)"
-    r" \d{1,4}\b(?![.,]\d)|\b(?:in|since|by|until|before|after) (?:19|20)\d\d\b(?! [a-z])",
+    r" \d{1,4}\b(?![.,]\d)|\b(?:in|since|by|until|before|after) (?:19|20)\d\d\b(?! [a-z])"
+    r"|(?:(?<=\d)|(?<=each)) of (?:the|his|her|their|these|those) \d{1,9}\b(?![.,]\d)",
     re.I,
 )
 _DURATION = re.compile(

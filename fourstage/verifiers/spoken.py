@@ -5,8 +5,8 @@ What is not a number, such as 6 ft 2 in or "six seven", becomes two numbers side
 
 import re
 
-# It begins with a digit, so that no text is scanned twice; `amounts.lump` decides whether it is a number.
-NUMBER = r"(?<![\w.])\.\d+|\d(?:[\d,.:\u2009]*\d)?(?:[eE][+-]?\d{1,3}(?!\w))?"
+from fourstage.verifiers.digits import NUMBER
+
 _UNREADABLE = " 0 0 "
 
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
@@ -55,19 +55,23 @@ _SPELLINGS = [
         (r"(?<![\d.,=])(?<!= )(\d{1,6}(?:\.5)?) dozens?(?![a-z])", lambda m: f"{12 * float(m[1]):.0f}"),
         (r"(?<=\d) ?per ?cent(?![a-z])", "%"),
         (r"(?<=\d) ?\{? ?([ap])\.m\.", r" \1m"),
+        (r"\d ?(?:h|hrs?|hours?) ?\d\d?(?!\d)(?! ?[a-z])", _UNREADABLE),
+        (r"\b(?:quarter|half|\d\d?) past \d", _UNREADABLE),
         (rf"\d ?(?:{_LONG})(?![a-z])[,]?(?: and)? ?\d[\d.]{{0,20}} ?(?:{_SHORT})(?![a-z])", _UNREADABLE),  # 6 ft 2 in
         (r"\d' ?\d{1,2}(?!\d)\"?", _UNREADABLE),
         (r"(?<![a-z])(?:negative|minus) (?=[(]?[\d.])", "-"),
         (r"(?<=[\w}])(?: ?\})? ?/ ?(?=(?:[a-z]{4,20}|day|kg|km|lb|cup|box|bag|hr?|min|s|mi|gal)(?![a-z]))", " per "),
         (r"(?<=[\d%]) (?:times|multiplied by|percent of|of)(?= \d)", " * "),
         (r"(?<=%) of (?=(?:the )?\d)", " * "),
+        (r"\b(?:half|twice|double|triple|thrice|third|quarter)(?: of)?(?: the)? (?=\d)", " 2 * "),  # or another formula
         (r"(?<=\d) plus (?=\d)", " + "),
         (r"(?<=\d) minus (?=\d)", " - "),
         (r"(?<=\d) (?:divided by|over) (?=\d)", " / "),
         (r"(?<=\d) (squared|cubed)(?![a-z])", " ^ 2"),
         (r"(?<=\d) (?:or|and) (?:more|fewer|less|over|under|above|below|higher|lower|greater|up)\b", " ^ 0"),
         (  # 3 apples + 4 apples = 7 apples
-            r"(?<=\d)(?: ?\{)?(?: ?(?!pi|sqrt|log|ln|sin|cos|tan)[a-z]{2,15}){1,2}\}?(?= ?[-+*/=] ?[$({]?-?\d)",
+            r"(?<=\d)(?: ?\{)?(?: ?(?!pi|sqrt|log|ln|sin|cos|tan)[a-z]{2,15}){1,2}\}?"
+            r"(?= ?[+*/=] ?[({]?-?\d| - [({]?\d)",
             "",
         ),
     ]
