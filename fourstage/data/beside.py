@@ -7,6 +7,7 @@ from fourstage.data.turns import as_json, as_turns, holds_nothing, parsed, turn
 OPENING = ("system", "system_prompt", "history")
 SETTINGS = ("tools", "functions", "chat_template_kwargs")
 _MEDIA = ("images", "image", "audios", "audio", "videos", "video")
+_SAID = frozenset((*SETTINGS, *_MEDIA))
 # What `chat_template_kwargs` may not hold: the trainers say it themselves.
 _NOT_OPTIONS = (
     "conversation",
@@ -25,7 +26,9 @@ def opened(row: Mapping, turns: list[dict]) -> list[dict]:
     Raises:
         ValueError: for columns of other types, and for two system texts that differ.
     """
-    given = {name: row[name] for name in OPENING if row.get(name) is not None and not holds_nothing(row[name])}
+    if row.keys().isdisjoint(OPENING):
+        return turns
+    given = {name: row[name] for name in OPENING if not holds_nothing(row.get(name))}
     if not given:
         return turns
     history = _history(given.pop("history", []))
@@ -59,17 +62,18 @@ def settings_of(row: Mapping) -> dict:
     Raises:
         ValueError: for columns of other types, settings that the trainers choose, and images, sounds or films.
     """
-    names = (*SETTINGS, *_MEDIA)
-    given = {name: row[name] for name in names if row.get(name) is not None and not holds_nothing(row[name])}
+    given = {name: row[name] for name in row.keys() & _SAID if not holds_nothing(row[name])}
     if not given:
         return {}
-    media = next((name for name in given if name in _MEDIA), None)
+    media = next((name for name in _MEDIA if name in given), None)
     if media:
         raise ValueError(
             f"column {media!r} holds something; only text can be learnt, so remove it or leave such rows out"
         )
     values = {name: parsed(value, f"column {name!r}") for name, value in given.items()}
     options = values.pop("chat_template_kwargs", {})
+    if len(values) > 1:
+        raise ValueError("columns 'tools' and 'functions' both hold tools; keep one of them")
     tools = next(iter(values.values()), [])
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise ValueError(f"column {next(iter(values))!r} must be a list of tools, or the JSON text of one")

@@ -199,16 +199,15 @@ def _turns(row: Mapping) -> tuple[list[dict], list[dict]]:
 
 def _at_first_trained(given: list | Mapping, turns: list[dict]) -> tuple[list[dict], list[dict]]:
     """Turns divided before the first answer that is to be learnt; `given` are the same turns as in the file."""
-    answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
     masked: set[int] = set()
-    if isinstance(given, list) and any(len(each) > 2 for each in given):
-        masked = {i for i, each in enumerate(given) if is_masked(each)}.intersection(answers)
-    first = next((i for i in answers if i not in masked), len(turns))
-    later = next((i for i in masked if i > first), None)
-    if later is not None:
+    if isinstance(given, list) and max(map(len, given), default=0) > 2:
+        masked = {i for i, each in enumerate(given) if is_masked(each) and turns[i]["role"] == "assistant"}
+    first = next((i for i, turn in enumerate(turns) if turn["role"] == "assistant" and i not in masked), len(turns))
+    later = [i for i in masked if i > first]
+    if later:
         raise ValueError(
-            f"turn {later + 1} is marked as not to be learnt, after one that is; only answers before the first learnt "
-            "one can be left out of the loss"
+            f"turn {min(later) + 1} is marked as not to be learnt, after one that is; only answers before the first "
+            "learnt one can be left out of the loss"
         )
     return turns[:first], turns[first:]
 

@@ -1,7 +1,7 @@
 """One turn of a conversation: from the keys that files have to the few that chat templates know, and none is lost."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Keys that a turn may have beside role and content; a converted turn has them only where they hold something.
@@ -59,7 +59,7 @@ def turn(given: Mapping) -> dict:
     Raises:
         ValueError: for an unknown role, content that is not text, or a key that is not understood and holds something.
     """
-    if not isinstance(given, Mapping):
+    if not isinstance(given, dict | Mapping):  # a dict is known much sooner as one
         raise ValueError(
             f"a turn is {type(given).__name__}, expected a mapping with role and content, or from and value"
         )
@@ -71,7 +71,7 @@ def turn(given: Mapping) -> dict:
             "function_call and observation"
         )
     content = given.get("value") if given.get("content") is None else given["content"]
-    if given.keys() <= _PLAIN and isinstance(content, str) and name != "function_call" and len(given) == 2:
+    if len(given) == 2 and isinstance(content, str) and name != "function_call" and given.keys() <= _PLAIN:
         return {"role": role, "content": content}
     return _unusual_turn(given, role, content)
 
@@ -216,8 +216,3 @@ def folded(parts: Sequence[Sequence[dict]]) -> list[list[dict]]:
     if waiting:
         raise ValueError("no turn of the user follows the system's, so it cannot be folded; drop --fold_system")
     return result
-
-
-def keys_of(turns: Iterable[Mapping]) -> set[str]:
-    """Those of EXTRA_KEYS that the turns have."""
-    return {key for each in turns if len(each) > 2 for key in each} - {"role", "content"}
