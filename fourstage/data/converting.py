@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from fourstage.arguments import DataArguments
 from fourstage.data import formats
-from fourstage.data.columns import INSPECTED_ROWS, TURNS, problem_features, prompt_features
+from fourstage.data.columns import INSPECTED_ROWS, TURNS, kept_features
 from fourstage.data.sources import RowError, Rows, one_line_errors
-from fourstage.data.turns import EXTRA_KEYS, folded, keys_of
+from fourstage.data.turns import EXTRA_KEYS, folded
 from fourstage.models.encoding import template_refusal
 
 _BATCH = 100  # rows converted at once: documents can be whole books
@@ -32,6 +32,7 @@ _READ_TOGETHER = {
     "ppo": (("prompt",),),
     "grpo": (("prompt",),),
 }
+_TURNS_OF = {stage: tuple({name for names in together for name in names}) for stage, together in _READ_TOGETHER.items()}
 _TURN_COLUMNS = ("prompt", "completion", "chosen", "rejected")
 _EXTRA_COLUMNS = {"tools": Value("string"), "chat_template_kwargs": Json()}
 # Keys of raw turns, and raw columns, that become one of EXTRA_KEYS or _EXTRA_COLUMNS.
@@ -57,6 +58,7 @@ class Reader:
     convert: formats.Convert
     data_args: DataArguments
     tokenizer: PreTrainedTokenizerBase | None = None
+    _asked: dict[tuple, str | None] = field(default_factory=dict)  # by what a template looks at
 
     def read(self, raw: Mapping) -> dict | str | None:
         """A converted row, or why it is left out.
@@ -82,7 +84,12 @@ class Reader:
     def _ask_template(self, tokenizer: PreTrainedTokenizerBase, row: Mapping) -> None:
         for names in _READ_TOGETHER[self.stage]:
             turns = [turn for name in names for turn in row[name]]
-            refusal = template_refusal(tokenizer, turns, row.get("tools"), add_generation_prompt=len(names) == 1)
+            shape = tuple([turn["role"] if len(turn) == 2 and turn["content"] else _shape(turn) for turn in turns])
+            shape += ("tools",) if row.get("tools") else ()
+            if shape not in self._asked:
+                asks = len(names) == 1
+                self._asked[shape] = template_refusal(tokenizer, turns, row.get("tools"), add_generation_prompt=asks)
+            refusal = self._asked[shape]
             if refusal:
                 system = any(turn["role"] == "system" for turn in turns)
                 fold = "fold the system text into the first user turn with --fold_system, or " if system else ""
@@ -94,7 +101,7 @@ class Reader:
         """The columns of converted rows, without extra keys."""
         if self.stage in FEATURES:
             return FEATURES[self.stage]
-        return prompt_features(data) if self.stage == "ppo" else problem_features(data, self._readable, name)
+        return kept_features(data, self._readable, name)
 
     def _readable(self, raw: Mapping) -> dict | str | None:
         """As `read`, but where unreadable rows are left out the reason instead of an error."""
@@ -164,9 +171,10 @@ class Conversion:
 
     def _with_extras(self, row: dict) -> dict:
         """Notes what a row has beyond the columns and keys of its stage, and leaves out what `features` lacks."""
-        columns = {name for names in _READ_TOGETHER[self.reader.stage] for name in names}
-        has = {key for name in columns for key in keys_of(row[name])}
-        has.update(name for name in _EXTRA_COLUMNS if name in row and self.reader.takes_extra_columns)
+        columns = _TURNS_OF[self.reader.stage]
+        has = {key for name in columns for turn in row[name] if len(turn) > 2 for key in turn} - {"role", "content"}
+        if self.reader.takes_extra_columns:
+            has |= row.keys() & _EXTRA_COLUMNS.keys()
         if not has:
             return row
         self.met |= has
@@ -188,7 +196,7 @@ class Conversion:
         self.unreadable[reason] = (count + 1, first)
 
     def _note_columns(self, raw: Mapping) -> None:
-        shape = tuple(name for name, value in raw.items() if value is not None)
+        shape = tuple([name for name, value in raw.items() if value is not None])
         if shape not in self.shapes:
             self.shapes.add(shape)
             self.unused |= self.reader.unused(raw)
@@ -219,6 +227,11 @@ class Conversion:
         return ValueError(
             f"{self.name}: all rows {', or '.join(parts)}, so there is nothing to train on; choose other data"
         )
+
+
+def _shape(turn: Mapping) -> tuple:
+    """What a template looks at before it refuses a turn: who speaks, and which keys hold something."""
+    return (turn["role"], *sorted(key for key, value in turn.items() if value))
 
 
 def _grouped(message: str) -> str:

@@ -3,14 +3,21 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime, time
+from decimal import Decimal
 from typing import Protocol
 
 from fourstage.data import formats
+from fourstage.data.choices import COLUMNS, Choices, choices_of, question_of, right_letter
+from fourstage.verifiers.calls import is_ours, original
 from fourstage.verifiers.text import final_part
 
+_EXACT = 2**53  # whole numbers up to this one are exact as floats
+
 # Columns with the question or the answer, in one data set or another: `prompt`, `answer` and `derivation` replace them.
-_ASKING = (*formats.ASKING_COLUMNS, "problem", "options", "choices", "labels")
-_ANSWERED = (*formats.ANSWERED_COLUMNS, "answer", "correct", "number")
+_REPLACED = (*formats.ASKING_COLUMNS, *formats.ANSWERED_COLUMNS, "problem", "answer", "number")
+# Where a right answer stands, the first that a row has, and within which mapping.
+_GOLDS = ("answer", "final_answer", "expected_answer", "reward_model.ground_truth", "extra_info.answer", "ground_truth")
 
 
 class ProblemArguments(Protocol):
@@ -23,9 +30,10 @@ class ProblemArguments(Protocol):
 def problem_row(row: Mapping, system_prompt: str | None = None) -> dict | str | None:
     """`{"prompt": [...], "answer": str}`: turns that end with the user's, the final answer, and columns for rewards.
 
-    Reads rows of GSM8K (`#### 72` ends the answer), SVAMP, MAWPS, ASDiv (`number`), MATH (`problem`, `answer` or the
-    box in `solution`), AQuA (`options`, `correct`), ARC and MMLU (`choices`), Countdown (`nums`, `target`), and any row
-    with a prompt (`formats.prompt_row`) and an `answer`. The steps that lead to the answer become `derivation`.
+    Reads the rows of the sets that docs/data.md lists, as they are published: GSM8K (`#### 72` ends the answer), MATH
+    (`problem`, `answer` or the box in `solution`), multiple choice (`choices.choices_of`), Countdown (`nums`,
+    `target`), and any row with a prompt (`formats.prompt_row`) and a right answer (`golds_of`). The steps that lead to
+    the answer become `derivation`.
 
     Example: {"question": "2 + 2?", "answer": "2 and 2 are 4.\\n#### 4"} ->
         {"prompt": [{"role": "user", "content": "2 + 2?"}], "answer": "4", "derivation": "2 and 2 are 4."}
@@ -34,19 +42,41 @@ def problem_row(row: Mapping, system_prompt: str | None = None) -> dict | str | 
     Raises:
         ValueError: for columns without a prompt (they are named), or an answer that is not text or a finite number.
     """
-    problem = formats.prompt_row({**_other_columns(row), "prompt": _question(row)})
+    row = question_of(_with_countdown(row))
+    choices = choices_of(row)
+    problem = formats.prompt_row({**_other_columns(row, choices), "prompt": _question(row, choices)})
     if problem is None:
         return None
     if "number" in row and row["number"] is None and "formula" in row:
         return "without one number for an answer"
     if system_prompt:
         problem["prompt"] = [{"role": "system", "content": system_prompt}, *problem["prompt"]]
-    answer, derivation = _answer(row)
-    if answer is not None or derivation is not None or "answer" in row:
+    answer, derivation = (right_letter(row, choices), row.get("derivation")) if choices else _answer(row)
+    if answer is not None or derivation is not None or choices or "answer" in row:
         problem["answer"] = answer
     if derivation is not None:
         problem["derivation"] = derivation
     return problem
+
+
+def golds_of(row: Mapping) -> dict[str, object]:
+    """The right answers of a row by where they stand, that which counts first; a box or `####` in `solution` is last.
+
+    Example: {"solution": r"So \\boxed{2}.", "final_answer": "2"} -> {"final_answer": "2", "solution": "2"}.
+    """
+    found = {}
+    for place in ("number", *_GOLDS) if "formula" in row else _GOLDS:
+        column, _, key = place.partition(".")
+        value = row.get(column)
+        if key:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is not None and value != "":
+            found[place] = value
+    if isinstance(row.get("solution"), str) and row.get("nums") is None:
+        part, is_marked = final_part(row["solution"])
+        if is_marked or (row.get("problem") is None and "prompt" in row):  # TRL's sets: the solution is the answer
+            found["solution"] = part.strip()
+    return found
 
 
 def gold_check(functions: Sequence[Callable], unverifiable: str) -> Callable[[Mapping], str | None]:
@@ -62,23 +92,23 @@ def gold_check(functions: Sequence[Callable], unverifiable: str) -> Callable[[Ma
         ValueError: by that function, for a row without a column that a verifier requires; with "error" also for a gold
             that is missing, cannot be read, or is wrong to its verifier.
     """
-    ours = [f for f in functions if inspect.isfunction(f) and f.__module__.startswith("fourstage.")]
-    verifiers = [(function, _required_columns(function)) for function in ours]
+    ours = [function for function in functions if is_ours(function)]
+    verifiers = [(one, getattr(original(one), "__name__", ""), _required_columns(one)) for one in ours]
 
     def check(row: Mapping) -> str | None:
-        for function, columns in verifiers:
-            missing = [name for name in columns if name not in row]
+        for function, name, columns in verifiers:
+            missing = [column for column in columns if column not in row]
             if missing:
                 raise ValueError(
-                    f"reward function {function.__name__} needs the column {missing[0]!r}, found {sorted(row)}; choose "
+                    f"reward function {name} needs the column {missing[0]!r}, found {sorted(row)}; choose "
                     "data that has it, or other --reward_funcs"
                 )
             gold = row.get("answer") if "answer" in columns else row.get("solution", row.get("answer"))
             if not columns or (gold is None and "answer" not in columns):
                 continue
-            reward = None if gold is None else function([gold], **{name: [row[name]] for name in columns})[0]
+            reward = None if gold is None else function([gold], **{column: [row[column]] for column in columns})[0]
             if reward != 1.0:
-                return _reject(function.__name__, gold, reward, unverifiable)
+                return _reject(name, gold, reward, unverifiable)
         return None
 
     return check
@@ -105,11 +135,22 @@ def _required_columns(function: Callable) -> list[str]:
     ]
 
 
-def _other_columns(row: Mapping) -> dict:
-    return {name: value for name, value in row.items() if name not in _ASKING + _ANSWERED}
+def _other_columns(row: Mapping, choices: Choices | None) -> dict:
+    replaced = (*_REPLACED, *COLUMNS) if choices else _REPLACED
+    return {name: value for name, value in row.items() if name not in replaced}
 
 
-def _question(row: Mapping) -> list[dict] | str:
+def _with_countdown(row: Mapping) -> Mapping:
+    """The row with `nums` and `target`, where its right answer is a mapping of numbers and a target, as in TinyZero."""
+    held = row.get("reward_model")
+    truth = held.get("ground_truth") if isinstance(held, Mapping) else row.get("ground_truth")
+    if not isinstance(truth, Mapping) or not {"numbers", "target"} <= truth.keys():
+        return row
+    others = {name: value for name, value in row.items() if name not in ("reward_model", "ground_truth")}
+    return {"nums": truth["numbers"], "target": truth["target"]} | others
+
+
+def _question(row: Mapping, choices: Choices | None) -> list[dict] | str:
     """The question, as one text or as turns."""
     if row.get("nums") is not None and row.get("target") is not None and row.get("prompt") is None:
         numbers = ", ".join(str(n) for n in row["nums"])
@@ -117,41 +158,44 @@ def _question(row: Mapping) -> list[dict] | str:
             f"Use each of the numbers {numbers} exactly once, with + - * / and parentheses, to make {row['target']}. "
             "Answer with the expression."
         )
-    if row.get("problem") is not None:
-        row = {**row, "question": row["problem"]}
     converted = formats.prompt_row(row)
     turns = [] if converted is None else converted["prompt"]
-    options = row.get("options") or _labelled_choices(row)
-    if turns and options:
+    if turns and choices:
         last = turns[-1]
-        turns = [*turns[:-1], {**last, "content": "\n".join([last["content"], *map(str, options)])}]
+        turns = [*turns[:-1], {**last, "content": "\n".join([last["content"], *choices.listed])}]
     return turns
-
-
-def _labelled_choices(row: Mapping) -> list[str]:
-    """Choices with their letters, as in "A) seven"."""
-    choices = row.get("choices") or []
-    labels = row.get("labels") or "ABCDEFGHIJ"[: len(choices)]
-    return [f"{label}) {choice}" for label, choice in zip(labels, choices, strict=True)]
 
 
 def _answer(row: Mapping) -> tuple[str | None, str | None]:
     """(final answer, the steps that lead to it), each None where the row has none."""
-    answer = row.get("correct") if row.get("options") else row.get("answer")
-    if row.get("number") is not None and "formula" in row:
-        answer = row["number"]
-    if row.get("choices") and isinstance(answer, int) and not row.get("labels"):
-        answer = "ABCDEFGHIJ"[answer]
+    golds = golds_of(row)
+    place, answer = next(iter(golds.items()), ("answer", None))
+    steps = row.get("solution") if row.get("problem") is not None or place == "solution" else None
     if isinstance(answer, str) and "####" in answer:
         derivation, _, answer = answer.rpartition("####")
         return answer.strip(), derivation.strip()
-    if row.get("problem") is not None and isinstance(row.get("solution"), str):
-        boxed, is_marked = final_part(row["solution"])
-        if answer is None and is_marked:
-            answer = boxed.strip()
-        return answer, row["solution"]
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
-        raise ValueError(f"column 'answer' holds {type(answer).__name__}, expected text or a number")
-    if isinstance(answer, float) and not math.isfinite(answer):
-        raise ValueError(f"column 'answer' holds {answer}, expected a finite number")
-    return (None if answer is None else str(answer)), row.get("derivation")
+    if not isinstance(steps, str) or steps.strip() == answer:
+        steps = row.get("derivation")
+    return (None if answer is None else _as_text(answer, place)), steps
+
+
+def _as_text(answer: object, place: str) -> str:
+    """An answer as it is written: 72.0 is 72, and true is true."""
+    if isinstance(answer, str):
+        return answer
+    if isinstance(answer, bool):
+        return str(answer).lower()
+    if isinstance(answer, float):
+        if not math.isfinite(answer):
+            raise ValueError(f"column {place!r} holds {answer}, expected a finite number")
+        if abs(answer) >= _EXACT and answer.is_integer():
+            raise ValueError(
+                f"column {place!r} holds {answer}, a whole number that is no longer exact; write it as text, in quotes"
+            )
+        return str(int(answer)) if answer.is_integer() else str(answer)
+    if isinstance(answer, datetime):
+        is_day = answer.time() == time.min and answer.tzinfo is None
+        return answer.date().isoformat() if is_day else answer.isoformat(" ")
+    if isinstance(answer, int | Decimal | date | time):
+        return str(answer)
+    raise ValueError(f"column {place!r} holds {type(answer).__name__}, {str(answer)[:80]}; expected text or a number")

@@ -1,6 +1,9 @@
 """Problems of the known data sets become prompts and right answers, which their own verifiers must accept."""
 
+import functools
 import json
+from datetime import date, datetime
+from decimal import Decimal
 from types import SimpleNamespace
 
 import pytest
@@ -10,13 +13,16 @@ from fourstage.arguments import DataArguments
 from fourstage.data.embedded import sums
 from fourstage.data.embedded.rows import demo_rows
 from fourstage.data.loading import held_out_rows, load_problems, problem_format
-from fourstage.data.problems import gold_check, problem_row
+from fourstage.data.problems import gold_check, golds_of, problem_row
+from fourstage.rl.rewards import checked
 
 
 def asked(text):
     return [{"role": "user", "content": text}]
 
 
+WHICH = {"question": "What is hot?"}
+HOT = {"prompt": asked("What is hot?\nA) ice\nB) fire"), "answer": "B"}
 # One row of each data set, in the columns that it is published with; the questions are ours.
 ROWS = [
     (
@@ -58,10 +64,140 @@ ROWS = [
         {"prompt": asked("2 + 2?\nA) 3\nB) 4"), "answer": "B"},
     ),
     ({"prompt": asked("Seven?"), "answer": 7, "completion": "7"}, {"prompt": asked("Seven?"), "answer": "7"}),
+    # ARC, with letters and with digits; OpenBookQA; CommonsenseQA, also as its makers publish it
+    ({**WHICH, "choices": {"text": ["ice", "fire"], "label": ["A", "B"]}, "answerKey": "B"}, HOT),
+    ({**WHICH, "choices": {"text": ["ice", "fire"], "label": ["1", "2"]}, "answerKey": "2"}, HOT),
+    (
+        {**WHICH, "choices": {"label": ["1", "2"], "text": ["1", "2"]}, "answer": "2"},
+        {"prompt": asked("What is hot?\nA) 1\nB) 2"), "answer": "B"},
+    ),
+    ({**WHICH, "choices": ["ice", "fire"], "labels": [1, 2], "answer": 2}, HOT),
+    ({**WHICH, "choices": [{"text": "ice", "label": "a"}, {"text": "fire", "label": "b"}], "answerKey": "b"}, HOT),
+    (
+        {
+            "question_stem": "What is hot?",
+            "choices": {"text": ["ice", "fire"], "label": ["A", "B"]},
+            "answerKey": "B",
+            "id": "7",
+        },
+        {**HOT, "id": "7"},
+    ),
+    (
+        {
+            "question": {
+                "stem": "What is hot?",
+                "choices": [{"label": "A", "text": "ice"}, {"label": "B", "text": "fire"}],
+            },
+            "answerKey": "B",
+        },
+        HOT,
+    ),
+    ({**WHICH, "choices": {"text": ["ice", "fire"], "label": ["A", "B"]}, "answerKey": ""}, {**HOT, "answer": None}),
+    # MedQA, also as Arrow fills rows with fewer options; MedMCQA; MMLU by letter, by text of the index, MMLU-Pro
+    ({**WHICH, "options": {"A": "ice", "B": "fire", "C": None}, "answer": "fire", "answer_idx": "B"}, HOT),
+    ({**WHICH, "options": [{"key": "A", "value": "ice"}, {"key": "B", "value": "fire"}], "answer": "fire"}, HOT),
+    (
+        {**WHICH, "opa": "ice", "opb": "fire", "opc": "mud", "opd": "air", "cop": 1},
+        {"prompt": asked("What is hot?\nA) ice\nB) fire\nC) mud\nD) air"), "answer": "B"},
+    ),
+    ({**WHICH, "choices": ["ice", "fire"], "answer": "B"}, HOT),
+    ({**WHICH, "choices": ["ice", "fire"], "answer": "(b)"}, HOT),
+    ({**WHICH, "choices": ["ice", "fire"], "answer": 1.0}, HOT),
+    ({**WHICH, "choices": ["ice", "fire"], "answer": None}, {**HOT, "answer": None}),
+    (
+        {**WHICH, "options": [*"zyxwvutsrq"], "answer": "J", "answer_index": 9},
+        {
+            "prompt": asked(
+                "What is hot?\n" + "\n".join(f"{x}) {t}" for x, t in zip("ABCDEFGHIJ", "zyxwvutsrq", strict=True))
+            ),
+            "answer": "J",
+        },
+    ),
+    # PIQA, HellaSwag, SciQ
+    ({"goal": "What is hot?", "sol1": "ice", "sol2": "fire", "label": 1}, HOT),
+    ({"ctx": "What is hot?", "endings": ["ice", "fire"], "label": "1", "ind": 4}, {**HOT, "ind": 4}),
+    (
+        {
+            **WHICH,
+            "correct_answer": "fire",
+            "distractor1": "ice",
+            "distractor2": "mud",
+            "distractor3": "air",
+            "support": "",
+        },
+        {"prompt": asked("What is hot?\nA) air\nB) fire\nC) ice\nD) mud"), "answer": "B", "support": ""},
+    ),
+    (
+        {**WHICH, "answer": "4", "choices": None, "options": [], "labels": None},
+        {"prompt": asked("What is hot?"), "answer": "4", "choices": None, "options": [], "labels": None},
+    ),
+    # TRL's sets and DeepMath; NuminaMath and OpenR1-Math; BigMath; DAPO and verl
+    (
+        {"prompt": asked("Half?"), "solution": r"$\frac12$"},
+        {"prompt": asked("Half?"), "answer": r"$\frac12$", "solution": r"$\frac12$"},
+    ),
+    (
+        {"prompt": "Half?", "solution": r"So \boxed{\frac12}."},
+        {
+            "prompt": asked("Half?"),
+            "answer": r"\frac12",
+            "solution": r"So \boxed{\frac12}.",
+            "derivation": r"So \boxed{\frac12}.",
+        },
+    ),
+    (
+        {"question": "Half?", "final_answer": "1/2", "r1_solution_1": "x"},
+        {"prompt": asked("Half?"), "answer": "1/2", "final_answer": "1/2", "r1_solution_1": "x"},
+    ),
+    (
+        {"problem": "Half?", "solution": "Cut it.", "answer": "1/2", "messages": asked("Half?")},
+        {"prompt": asked("Half?"), "answer": "1/2", "solution": "Cut it.", "derivation": "Cut it."},
+    ),
+    (
+        {"problem": "Half?", "answer": "1/2", "llama8b_solve_rate": 0.5},
+        {"prompt": asked("Half?"), "answer": "1/2", "llama8b_solve_rate": 0.5},
+    ),
+    (
+        {"prompt": asked("34?"), "reward_model": {"ground_truth": "34", "style": "rule"}, "extra_info": {"index": 1}},
+        {
+            "prompt": asked("34?"),
+            "answer": "34",
+            "reward_model": {"ground_truth": "34", "style": "rule"},
+            "extra_info": {"index": 1},
+        },
+    ),
+    (
+        {"prompt": asked("34?"), "extra_info": {"answer": "30 + 4\n#### 34"}},
+        {"prompt": asked("34?"), "answer": "34", "derivation": "30 + 4", "extra_info": {"answer": "30 + 4\n#### 34"}},
+    ),
+    (
+        {"prompt": asked("Make 5."), "reward_model": {"ground_truth": {"target": 5, "numbers": [2, 3]}}},
+        {"prompt": asked("Make 5."), "nums": [2, 3], "target": 5},
+    ),
+    # Answers as they are written
+    *[
+        ({**WHICH, "answer": value}, {"prompt": asked("What is hot?"), "answer": text})
+        for value, text in [
+            (72.0, "72"),
+            (-0.0, "0"),
+            (72.5, "72.5"),
+            (0.1, "0.1"),
+            (2**70, str(2**70)),
+            (True, "true"),
+            (False, "false"),
+            (datetime(1879, 3, 14), "1879-03-14"),
+            (datetime(1879, 3, 14, 10, 30), "1879-03-14 10:30:00"),
+            (date(1879, 3, 14), "1879-03-14"),
+            (Decimal("1.10"), "1.10"),
+            ("007", "007"),
+            (" 1.50", " 1.50"),
+            ("true", "true"),
+        ]
+    ],
 ]
 
 
-@pytest.mark.parametrize(("row", "problem"), ROWS, ids=[str(sorted(row)) for row, _ in ROWS])
+@pytest.mark.parametrize(("row", "problem"), ROWS, ids=[f"{i} {sorted(row)}" for i, (row, _) in enumerate(ROWS)])
 def test_rows_of_known_data_sets(row, problem):
     assert problem_row(row) == problem
 
@@ -83,7 +219,33 @@ def test_a_system_prompt_comes_first():
     [
         ({"text": "a"}, "hold no prompt"),
         ({"question": "a", "answer": ["4"]}, "column 'answer' holds list"),
-        ({"question": "a", "answer": True}, "column 'answer' holds bool"),
+        ({"question": "a", "answer": {"value": "4"}}, "column 'answer' holds dict, {'value': '4'}"),
+        (
+            {"question": "a", "answer": 2.0**60},
+            "holds 1.15.*e.18, a whole number that is no longer exact; write it as text",
+        ),
+        ({"prompt": "a", "reward_model": {"ground_truth": ["4"]}}, "column 'reward_model.ground_truth' holds list"),
+        (
+            {"question": {"text": "a"}, "answer": "4"},
+            "column 'question' holds a mapping of .'text'.; expected text, or stem",
+        ),
+        ({**WHICH, "choices": {"a": 1, "b": 2}, "answer": "A"}, "column 'choices' holds a mapping of .'a', 'b'."),
+        ({**WHICH, "choices": [{"id": 1}, {"id": 2}], "answer": "A"}, "column 'choices' holds .{'id': 1}"),
+        ({**WHICH, "choices": "A) ice", "answer": "A"}, "column 'choices' holds 'A. ice'"),
+        ({**WHICH, "choices": [["ice"], ["fire"]], "answer": "A"}, "column 'choices' holds .*expected texts"),
+        ({**WHICH, "choices": ["ice"], "answer": "A"}, "has 1 choices; expected 2 to 10"),
+        ({**WHICH, "options": [*"abcdefghijk"], "answer": "A"}, "has 11 choices; expected 2 to 10"),
+        ({**WHICH, "choices": ["ice", "fire"], "labels": ["A"], "answer": "A"}, "has 2 choices and 1 labels"),
+        ({**WHICH, "choices": ["ice", "fire"], "answer": 2}, "column 'answer' holds 2, which is none of the 2 choices"),
+        (
+            {**WHICH, "choices": ["ice", "fire"], "answer": "C"},
+            "holds 'C', which is none of the 2 choices of column 'choices'",
+        ),
+        ({**WHICH, "choices": ["ice", "fire"], "answer": -1}, "holds -1, which is none of the 2"),
+        (
+            {**WHICH, "options": {"A": "ice", "B": "fire"}, "answer": "ice", "answer_idx": "B"},
+            "'answer_idx' and 'answer' name different",
+        ),
         ({"question": "a", "answer": float("nan")}, "holds nan"),
     ],
 )
@@ -114,6 +276,29 @@ def test_a_gold_that_its_verifier_rejects_is_an_error_or_left_out():
     assert gold_check([verifiers.number], "drop")(row) == "not verifiable by number"
     assert gold_check([verifiers.number], "error")({**row, "answer": "12"}) is None
     assert gold_check([verifiers.exact], "error")(row) is None
+
+
+def test_a_verifier_with_options_checks_golds_too():
+    row = {"prompt": asked("How many?"), "answer": "about a dozen"}
+    for function in (functools.partial(verifiers.number), checked(verifiers.number, name="gold")):
+        with pytest.raises(ValueError, match="cannot be read by its own verifier number"):
+            gold_check([function], "error")(row)
+
+
+def test_which_of_several_right_answers_counts():
+    row = {
+        "question": "4?",
+        "answer": "4",
+        "final_answer": "5",
+        "reward_model": {"ground_truth": "6"},
+        "solution": "#### 7",
+    }
+    places = ["answer", "final_answer", "reward_model.ground_truth", "solution"]
+    assert list(golds_of(row)) == places and problem_row(row)["answer"] == "4"
+    for count, gold in ((1, "5"), (2, "6"), (3, "7")):
+        gone = ("answer", "final_answer", "reward_model")[:count]
+        left = {key: value for key, value in row.items() if key not in gone}
+        assert problem_row(left)["answer"] == gold
 
 
 def test_a_wrong_countdown_solution():
