@@ -13,6 +13,13 @@ from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from fourstage.stages import RECIPES, STAGES
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+VALUE_HEAD = "value_head.safetensors"  # PPO's critic writes it beside its backbone
+_TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+# Adapters of PEFT that add to what the model reads, or choose by it: no weights are equal to the model with them.
+_UNMERGEABLE = {
+    *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"),
+    *("POLY", "XLORA", "LILY", "SHADOW"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,22 @@ class Parent:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether its folder holds an adapter alone, without the model that the adapter belongs to."""
-        folder = Path(self.name)
-        return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+        """Whether it is an adapter, which is merged into its `base` when it is opened."""
+        return self.base is not None
+
+    @cached_property
+    def base(self) -> "Parent | None":
+        """The model that an adapter belongs to; None for a model that is whole."""
+        settings = adapter_of(self.name, self.revision)
+        return None if settings is None else find_parent(*base_of(self.name, settings))
+
+    @cached_property
+    def quantisation(self) -> str | None:
+        """How its weights are kept, such as "fp8", if its config.json says that they are quantised."""
+        config = _json_of(self.name, "config.json", self.revision) or {}
+        text = config.get("text_config")
+        found = config.get("quantization_config") or (text or {}).get("quantization_config")
+        return found.get("quant_method") if isinstance(found, dict) else None
 
     @property
     def on_hub(self) -> bool:
@@ -58,15 +78,20 @@ class Parent:
         """The commit of a Hub id's revision, asked of the Hub or, where it does not answer, taken from the cache."""
         return _commit(self.name, self.revision) if self.on_hub else None
 
-    def identity(self) -> dict[str, str | None]:
-        """Which weights these are, for run.json: `path` and `sha256`, and for a Hub id `commit`."""
-        found = {"path": self.name, "sha256": self.sha256}
-        return found | {"commit": self.commit} if self.on_hub else found
+    def identity(self) -> dict[str, Any]:
+        """Which weights these are, for run.json: `path` and `sha256`; for a Hub id `commit`; for an adapter `base`; for
+        quantised weights, which a run dequantises, `quantisation`.
+        """
+        found: dict[str, Any] = {"path": self.name, "sha256": self.sha256}
+        found |= {"commit": self.commit} if self.on_hub else {}
+        found |= {"base": self.base.identity()} if self.base else {}
+        return found | ({"quantisation": self.quantisation} if self.quantisation and not self.base else {})
 
     def describe(self) -> str:
         """For people: its name, with the stage that made it or what else is known of it."""
         facts = [self.stage or "from elsewhere"]
-        facts += ["an adapter"] if self.is_adapter else []
+        facts += [f"an adapter of {self.base.name}"] if self.base else []
+        facts += [f"{self.quantisation} weights"] if self.quantisation and not self.base else []
         facts += [f"revision {self.revision}"] if self.on_hub and self.revision else []
         return f"{self.name} ({', '.join(facts)})"
 
@@ -78,8 +103,8 @@ def find_parent(name: str, revision: str | None = None, expected: str | None = N
     Raises:
         ValueError: for a path without a finished stage (`check_parent`), or a run.json that is broken.
     """
-    record = _record_on_hub(name, revision) if is_hub_id(name) else read_record(name)
-    _refuse_unusable(name, record, expected)
+    record = _record_on_hub(name, revision) if is_hub_id(name) else _record_in(name)
+    _refuse_unusable(name, record, expected, revision)
     return Parent(name, revision, record)
 
 
@@ -98,19 +123,129 @@ def check_parent(name: str, expected: str | None = None) -> None:
 
     Hub ids and folders that fourstage did not write pass. `expected` as in `find_parent`.
     """
-    _refuse_unusable(name, read_record(name), expected)
+    _refuse_unusable(name, _record_in(name), expected)
 
 
-def _refuse_unusable(name: str, record: dict | None, expected: str | None) -> None:
+def adapter_of(name: str, revision: str | None = None) -> dict | None:
+    """What adapter_config.json of a folder or Hub id holds; None for a model that is whole.
+
+    A folder with a config.json beside it is an adapter too: PEFT reads it so, and some programs write both.
+    """
+    found = _json_of(name, "adapter_config.json", revision)
+    return found if isinstance(found, dict) else None
+
+
+def base_of(name: str, settings: dict) -> tuple[str, str | None]:
+    """Name and revision of the model that an adapter (`adapter_of`) belongs to; the same name if it lies beside it.
+
+    Raises:
+        ValueError: if none is named, or a folder that is not there.
+    """
+    base, where = settings.get("base_model_name_or_path"), f"base_model_name_or_path in {name}/adapter_config.json"
+    if not base or not isinstance(base, str):
+        raise ValueError(f"{name} is an adapter of a model that it does not name; write its name to {where}")
+    if Path(base).exists() and Path(base).resolve() == Path(name).resolve():
+        if not (Path(name) / "config.json").is_file():
+            raise ValueError(f"{name} is an adapter that names itself as its base; correct {where}")
+        return name, None
+    is_path = not is_hub_id(base) and not Path(base).exists()
+    if is_path:
+        raise ValueError(f"{name} is an adapter of {base}, which does not exist; bring it back, or correct {where}")
+    return base, settings.get("revision")
+
+
+def whole_model(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Name and revision of the model below a name's adapters; its own if it is no adapter."""
+    for _ in range(20):
+        settings = adapter_of(name, revision)
+        base = (name, revision) if settings is None else base_of(name, settings)
+        if base[0] == name:
+            return base
+        name, revision = base
+    raise ValueError(f"{name}: its adapters belong to each other in a circle; correct base_model_name_or_path in one")
+
+
+def tokenizer_home(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Where a model's tokenizer is: an adapter that brings none has that of its run, else that of its base."""
+    while (settings := adapter_of(name, revision)) is not None and not _has_tokenizer(name, revision):
+        if _run_of_adapter(name) and _has_tokenizer(str(Path(name).parent), None):
+            return str(Path(name).parent), None
+        base = base_of(name, settings)
+        if base[0] == name:
+            break
+        name, revision = base
+    return name, revision
+
+
+def _has_tokenizer(name: str, revision: str | None) -> bool:
+    return any(_file_of(name, file, revision) for file in _TOKENIZERS)
+
+
+def _run_of_adapter(name: str) -> dict | None:
+    """The run.json of the run that left an adapter in its folder's `adapter/`; None for other folders."""
+    folder = Path(name)
+    ours = folder.name == "adapter" and (folder / "adapter_config.json").is_file()
+    return read_record(folder.parent) if ours else None
+
+
+def _record_in(folder: str) -> dict | None:
+    return read_record(folder) or _run_of_adapter(folder)
+
+
+def _refuse_unusable(name: str, record: dict | None, expected: str | None, revision: str | None = None) -> None:
     folder = Path(name)
     if folder.is_dir():
         if record and record["status"] != "finished":
             raise ValueError(f"{name} is not finished; finish it with: {record['command']}")
+        _refuse_parts(folder)
     elif not is_gguf(name) and (name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1):
         stage = folder.name if folder.name in RECIPES else expected or "pretrain"
         parent = "" if stage == "pretrain" else " --model_name_or_path PARENT"
         flags = "" if name == f"runs/demo/{stage}" else f"{parent} --dataset_name DATA --output_dir {name}"
         raise ValueError(f"{name} does not exist; make it with: accelerate launch recipes/{stage}.py{flags}")
+    if (settings := adapter_of(name, revision)) is not None:
+        _refuse_adapter(name, settings)
+
+
+def _refuse_parts(folder: Path) -> None:
+    """Refuses a folder that lacks files which its index names, and one with the weights of a value model."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = set((json.loads(index.read_text(encoding="utf-8")).get("weight_map") or {}).values())
+        absent = sorted(file for file in named if not (folder / file).is_file())
+        if absent:
+            more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+            raise ValueError(f"{folder} lacks {absent[0]}{more}, which {index.name} names; fetch or copy it again")
+    if any((place / VALUE_HEAD).is_file() for place in (folder, folder.parent)):
+        raise ValueError(
+            f"{folder} holds PPO's value model, which neither writes answers nor scores them; give it to "
+            "--value_model_name_or_path, or name the run's own folder"
+        )
+
+
+def _refuse_adapter(name: str, settings: dict) -> None:
+    kind, folder = str(settings.get("peft_type")), Path(name)
+    if kind in _UNMERGEABLE or settings.get("alora_invocation_tokens"):
+        kind = "activated LoRA" if settings.get("alora_invocation_tokens") else kind.lower().replace("_", " ")
+        raise ValueError(
+            f"{name} is an adapter of the kind {kind}, which cannot be merged into a model's weights; start from "
+            f"{settings.get('base_model_name_or_path')}, or from an adapter such as LoRA"
+        )
+    if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        raise ValueError(
+            f"{name} is an adapter, but its weights are pickles, which can run code; load it with PEFT where you trust "
+            "them, and save it anew"
+            if pickled
+            else f"{name} is an adapter without its weights, adapter_model.safetensors; fetch or copy it again"
+        )
+    base, revision = base_of(name, settings)
+    whole_model(name)
+    if base != name:
+        try:
+            find_parent(base, revision)
+        except ValueError as error:
+            raise ValueError(f"{name} is an adapter of {base}: {error}") from None
 
 
 def is_gguf(name: str) -> bool:
@@ -158,6 +293,25 @@ def weights_hash(name: str) -> str | None:
             while block := content.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _json_of(name: str, file: str, revision: str | None) -> Any:
+    path = _file_of(name, file, revision)
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path else None
+    except ValueError as error:
+        raise ValueError(f"{name}: {file} is broken ({error}); mend it, or fetch it again") from None
+
+
+def _file_of(name: str, file: str, revision: str | None) -> Path | None:
+    """A file of a folder or Hub id; None where it has none, or the Hub cannot be asked (opening it says why)."""
+    if not is_hub_id(name):
+        path = Path(name) / file
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(name, file, revision=revision))
+    except Exception:  # of a dozen types
+        return None
 
 
 def _record_on_hub(name: str, revision: str | None) -> dict | None:

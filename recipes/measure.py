@@ -60,9 +60,8 @@ def arguments() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-
-    from fourstage.models.opening import opening
+    from fourstage.models.checkpoint import open_causal_lm, open_classifier
+    from fourstage.models.opening import open_tokenizer
     from fourstage.parent import find_parent
 
     record = find_parent(args.model).record
@@ -87,10 +86,8 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{args.model} learned from {STAGES[stage].rows}, not from answers; name rows with --dataset_name"
         )
-    kind = AutoModelForSequenceClassification if STAGES[stage].scores else AutoModelForCausalLM
-    with opening(args.model):
-        tokenizer = AutoTokenizer.from_pretrained(args.model)
-        model = kind.from_pretrained(args.model, use_safetensors=True)
+    tokenizer = open_tokenizer(args.model)
+    model = (open_classifier if STAGES[stage].scores else open_causal_lm)(args.model)
     metrics, answers = measurement(args, record, model, tokenizer)
     row = {"model": args.model, "stage": stage, "parameters": model.num_parameters(), **metrics}
     for answer in answers[:8]:

@@ -1,5 +1,6 @@
 """A model that a run starts from: what is known of it, and that it is looked up once."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -31,11 +32,24 @@ def test_what_a_folder_is(tmp_path):
     assert "(pretrain)" in base.describe()
 
 
-def test_an_adapter_alone_is_known_as_one(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
-    assert find_parent(str(tmp_path)).is_adapter and "an adapter" in find_parent(str(tmp_path)).describe()
-    (tmp_path / "config.json").write_text("{}")  # a whole model, whose folder keeps an adapter as well
-    assert not find_parent(str(tmp_path)).is_adapter
+@pytest.mark.parametrize("beside", [None, "config.json"])  # some programs write both
+def test_an_adapter_is_known_as_one(tmp_path, beside):
+    base = folder_of(tmp_path / "base", stage="pretrain")
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"base")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, "peft_type": "LORA"}))
+    (adapter / "adapter_model.safetensors").write_bytes(b"adapter")
+    if beside:
+        (adapter / beside).write_text("{}")
+    parent, sha256 = find_parent(str(adapter)), {x: hashlib.sha256(x.encode()).hexdigest() for x in ("base", "adapter")}
+    assert parent.is_adapter and f"an adapter of {base}" in parent.describe()
+    assert parent.identity() == {
+        "path": str(adapter),
+        "sha256": sha256["adapter"],
+        "base": {"path": base, "sha256": sha256["base"]},
+    }
+    assert not find_parent(base).is_adapter
 
 
 @pytest.mark.parametrize(

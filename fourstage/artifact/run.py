@@ -33,6 +33,7 @@ from fourstage.data.sources import Rows
 from fourstage.models.adapters import check_adapters
 from fourstage.models.opening import dequantised
 from fourstage.parent import Parent, is_gguf, read_record
+from fourstage.stages import STAGES
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
@@ -126,7 +127,7 @@ def start_run(
             differences are named); if the run is to be pushed and cannot be.
         SystemExit: with code 0, if this very run is finished.
     """
-    check_adapters(model_args)
+    check_adapters(model_args, STAGES[stage].scores)
     folder, process = Path(training_args.output_dir or stage), PartialState()
     record = new_record(stage, data_args, training_args, model_args, parent, resolved)
     record["tokenizer_repairs"] = list(repairs)

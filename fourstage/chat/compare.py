@@ -11,7 +11,6 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification
 
 from fourstage.chat.session import (
     Sampling,
@@ -25,9 +24,9 @@ from fourstage.chat.session import (
     visible,
 )
 from fourstage.evaluation.reward_model import score_conversations
+from fourstage.models.checkpoint import open_classifier
 from fourstage.models.facts import check_one_label
-from fourstage.models.opening import open_tokenizer, opening
-from fourstage.parent import is_gguf
+from fourstage.models.opening import open_tokenizer
 
 _NARROWEST = 20  # cells: the narrowest column that can still be read
 
@@ -68,7 +67,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
         "revision": arguments.revision or "main",
         "trust_remote_code": arguments.trust_remote_code == "true",
     }
-    scorers = [name for name in arguments.models if not is_gguf(name) and is_reward_model(name, **hub)]
+    scorers = [name for name in arguments.models if is_reward_model(name, **hub)]
     speakers = [name for name in arguments.models if name not in scorers]
     if not speakers:
         raise ValueError(f"models={', '.join(scorers)}: reward models only score; name a model that answers too")
@@ -115,10 +114,7 @@ def _turns(prompt: str, system: str | None) -> list[dict]:
 def _score(name: str, prompts: list[str], system: str | None, columns: list[Column], hub: dict) -> None:
     """Adds the score of the reward model `name` to every answer, read in the model's chat template as in training."""
     tokenizer = open_tokenizer(name, **hub)
-    with opening(name):
-        model = AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, **hub
-        )
+    model = open_classifier(name, note, dtype=torch.float32, **hub)
     check_one_label(model.config.num_labels, name)
     model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     note(f"{name}: a reward model, {model.num_parameters():,} parameters; it scores the answers")

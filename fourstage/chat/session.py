@@ -5,14 +5,11 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from jinja2 import TemplateError
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -20,10 +17,11 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
+from fourstage.models.checkpoint import is_classifier, open_causal_lm
 from fourstage.models.encoding import conversation_ids
 from fourstage.models.facts import context_of, stop_ids
-from fourstage.models.opening import open_tokenizer, opening
-from fourstage.parent import check_parent, find_parent, is_gguf
+from fourstage.models.opening import open_tokenizer
+from fourstage.parent import check_parent, find_parent
 
 # C0 and C1 but tab and line feed, marks that turn the direction of text, line separators, lone surrogates.
 _CONTROLS = re.compile(
@@ -134,15 +132,10 @@ def open_speaker(
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     parent, hub = find_parent(name, revision), {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    if is_gguf(name):
-        source, options = str(Path(name).parent), {"gguf_file": Path(name).name}
-    elif is_reward_model(name, **hub):
+    if is_reward_model(name, **hub):
         raise ValueError(f"{name} is a reward model: it scores answers and writes none; give it to `fourstage compare`")
-    else:
-        source, options = name, {"use_safetensors": True, **hub}
     tokenizer = open_tokenizer(name, **hub)
-    with opening(name):
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+    model = open_causal_lm(name, note, dtype=dtype, **hub)
     model = model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
     model.generation_config = _plain_config(model, tokenizer)
     chats = tokenizer.chat_template is not None and not parent.is_base and not continues
@@ -152,9 +145,7 @@ def open_speaker(
 def is_reward_model(name: str, **options) -> bool:
     """Whether the folder or Hub id holds a sequence classifier; raises ValueError as `open_speaker` does."""
     check_parent(name)
-    with opening(name):
-        config = AutoConfig.from_pretrained(name, **options)
-    return any("ForSequenceClassification" in kind for kind in config.architectures or [])
+    return is_classifier(name, **options)
 
 
 def _plain_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from accelerate import PartialState
 from datasets.exceptions import DatasetsError
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fourstage.errors import one_line
-from fourstage.models.opening import open_tokenizer, opening
+from fourstage.models.checkpoint import open_causal_lm
+from fourstage.models.opening import open_tokenizer
 from fourstage.stages import STAGES
 
 if TYPE_CHECKING:  # an extra, and slow to import
@@ -54,8 +55,7 @@ def measure_tasks(name: str, stage: str | None, settings: TaskSettings) -> dict[
         raise ValueError(f"{name} is a reward model: it scores answers and writes none, which lm-eval needs")
     manager = find_tasks(settings.names, settings.include_path)
     tokenizer = open_tokenizer(name)
-    with opening(name):
-        model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True)
+    model = open_causal_lm(name)
     chat = _asks_in_chat(name, stage, tokenizer, settings.apply_chat_template)
     rows = f"the first {settings.max_rows} rows of each" if settings.max_rows else "all rows"
     print(f"{name}: {model.num_parameters():,} parameters, {rows}, {'as' if chat else 'not as'} chat")

@@ -13,7 +13,10 @@ from transformers.utils import is_bitsandbytes_available
 from trl import get_peft_config
 
 from fourstage.arguments import ModelArguments
+from fourstage.models.checkpoint import check_openable
 from fourstage.models.encoding import conversation_ids, turn_end
+from fourstage.models.facts import score_heads
+from fourstage.models.opening import loading_options
 
 # Largest difference of a token's log-probability, in nats, that rounding may make when an adapter is merged.
 MERGE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
@@ -28,8 +31,11 @@ class Run(Protocol):
     record: dict
 
 
-def check_adapters(model_args: ModelArguments) -> None:
-    """Raises ValueError for settings of adapters and quantisation that contradict each other."""
+def check_adapters(model_args: ModelArguments, scores: bool = False) -> None:
+    """Raises ValueError for settings of adapters and quantisation that contradict each other, or what the parent is.
+
+    `scores`: whether a reward model is to come out, and not a language model.
+    """
     quantised = [name for name in ("load_in_4bit", "load_in_8bit") if getattr(model_args, name)]
     if not model_args.model_name_or_path and (model_args.use_peft or quantised):
         raise ValueError(
@@ -45,6 +51,9 @@ def check_adapters(model_args: ModelArguments) -> None:
         raise ValueError(f'{quantised[0]} needs bitsandbytes: pip install -e ".[quant]" -c constraints.txt')
     if quantised and model_args.dtype == "auto":
         raise ValueError(f"dtype=auto with {quantised[0]} must be float32, bfloat16 or float16: the type to compute in")
+    if model_args.model_name_or_path:
+        load_in = quantised[0] if quantised else None
+        check_openable(model_args.model_name_or_path, scores, load_in, **loading_options(model_args))
 
 
 def adapter_config(
@@ -76,12 +85,6 @@ def _trainable_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
         end = turn_end(tokenizer)
         rows[names[head]] = sorted({tokenizer.eos_token_id, tokenizer.eos_token_id if end is None else end})
     return rows
-
-
-def score_heads(model: PreTrainedModel) -> list[str]:
-    """Names of the modules outside the backbone that have weights: `score`, in some families `classifier`."""
-    beside = {name: part for name, part in model.named_children() if name != model.base_model_prefix}
-    return [name for name, part in beside.items() if next(part.parameters(), None) is not None]
 
 
 def keep_head_type(model: PreTrainedModel) -> None:

@@ -32,3 +32,9 @@ def check_one_label(labels: int | None, who: str) -> None:
             f"{who} has num_labels={labels}, but a score is one number: choose a model that was trained with "
             "num_labels=1 (recipes/reward.py makes one)"
         )
+
+
+def score_heads(model: PreTrainedModel) -> list[str]:
+    """Names of the modules outside the backbone that have weights: `score`, in some families `classifier`."""
+    beside = {name: part for name, part in model.named_children() if name != model.base_model_prefix}
+    return [name for name, part in beside.items() if next(part.parameters(), None) is not None]

@@ -1,31 +1,28 @@
 """The model of a stage from a checkpoint, with its configuration and tokenizer: a language model or a reward model."""
 
-from pathlib import Path
 from typing import cast
 
 import torch
 from torch import nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 from trl import get_quantization_config
 
 from fourstage.arguments import ModelArguments
-from fourstage.models.adapters import keep_layout, score_heads
+from fourstage.models.adapters import keep_layout
+from fourstage.models.checkpoint import is_classifier, open_causal_lm, open_config, open_scorer
 from fourstage.models.encoding import turn_end
-from fourstage.models.facts import stop_ids
-from fourstage.models.opening import loading_options, open_tokenizer, opening
+from fourstage.models.facts import score_heads, stop_ids
+from fourstage.models.opening import loading_options, open_tokenizer
 from fourstage.models.tokenizer import repair_pad_token
 from fourstage.models.turns import adapt_template
-from fourstage.parent import check_parent, is_gguf
+from fourstage.parent import check_parent, whole_model
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 
@@ -37,11 +34,7 @@ def _name_of(model_args: ModelArguments) -> str:
 
 def load_config(model_args: ModelArguments) -> PreTrainedConfig:
     """The configuration of `model_name_or_path`; raises ValueError of one line for whatever is wrong with its files."""
-    name = _name_of(model_args)
-    with opening(name):
-        if is_gguf(name):
-            return AutoConfig.from_pretrained(str(Path(name).parent), gguf_file=Path(name).name)
-        return AutoConfig.from_pretrained(name, **loading_options(model_args))
+    return open_config(_name_of(model_args), **loading_options(model_args))
 
 
 def parameters_of(config: PreTrainedConfig, model_args: ModelArguments, tokens: int) -> int:
@@ -61,11 +54,9 @@ def load_causal_lm(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBas
     """Loads `model_name_or_path` in `dtype` or quantised; it pads and stops where the tokenizer's tokens say.
 
     Raises:
-        ValueError: of one line, for whatever is wrong with its files (`opening`).
+        ValueError: of one line, for whatever is wrong with its files (`checkpoint.open_causal_lm`).
     """
-    name = _name_of(model_args)
-    with opening(name):
-        model = AutoModelForCausalLM.from_pretrained(name, **loading_options(model_args), **_weight_options(model_args))
+    model = open_causal_lm(_name_of(model_args), **loading_options(model_args), **_weight_options(model_args))
     if model.generation_config.eos_token_id is None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     stops, end = stop_ids(model.generation_config), turn_end(tokenizer)
@@ -87,19 +78,13 @@ def load_reward_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizer
     """
     name, config = _name_of(model_args), _scoring_config(model_args)
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # else a report says that a language model has no score head
-    with opening(name):
-        model, loaded = AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, **loading_options(model_args), **_weight_options(model_args), output_loading_info=True
-        )
-    logging.set_verbosity(level)
+    model, lacking = open_scorer(name, config=config, **loading_options(model_args), **_weight_options(model_args))
     _fit(model, model_args, tokenizer)
     heads = score_heads(model)
-    missing = sorted(key for key in loaded["missing_keys"] if key.split(".")[0] not in heads)
+    missing = [key for key in lacking if key.split(".")[0] not in heads]
     if missing:
         print(f"{name} lacks {', '.join(missing[:5])}, which begin at random ({len(missing)} in all)")
-    if len(loaded["missing_keys"]) > len(missing):
+    if len(lacking) > len(missing):
         _draw_heads([getattr(model, head) for head in heads])
     return model
 
@@ -112,7 +97,7 @@ def _scoring_config(model_args: ModelArguments) -> PreTrainedConfig:
             f"model type {config.model_type} of {name} has no sequence classifier in transformers, so it cannot score; "
             "choose a type with `yes` under reward in docs/architectures.md"
         )
-    if config.num_labels != 1 and any("ForSequenceClassification" in kind for kind in config.architectures or []):
+    if config.num_labels != 1 and is_classifier(name, **loading_options(model_args)):
         raise ValueError(
             f"{name} is a classifier that has {config.num_labels} labels, a reward model needs 1; start from the model "
             "it was made from"
@@ -128,12 +113,11 @@ def _draw_heads(heads: list[nn.Module]) -> None:
 
 
 def _weight_options(model_args: ModelArguments) -> dict:
-    """Safetensors only; with 4 or 8 bits `dtype` is that of the parts that stay whole."""
+    """With 4 or 8 bits `dtype` is that of the parts that stay whole."""
     return {
         "dtype": dtype_of(model_args),
         "attn_implementation": model_args.attn_implementation,
         "quantization_config": get_quantization_config(model_args),
-        "use_safetensors": True,
     }
 
 
@@ -191,7 +175,8 @@ def new_stop(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> 
     if end is None or end == tokenizer.eos_token_id:
         return None
     try:
-        known = GenerationConfig.from_pretrained(name, revision=model_args.model_revision)
+        whole, revision = whole_model(name, model_args.model_revision)
+        known = GenerationConfig.from_pretrained(whole, revision=revision or "main")
     except OSError:  # not every folder has one
         known = GenerationConfig.from_model_config(load_config(model_args))
     return None if end in stop_ids(known) else end

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from fourstage.errors import one_line
 from fourstage.models.turns import adapt_template
-from fourstage.parent import is_gguf
+from fourstage.parent import is_gguf, tokenizer_home
 
 if TYPE_CHECKING:
     from fourstage.arguments import ModelArguments  # brings TRL along, which a chat has no use for
@@ -41,7 +41,9 @@ def opening(name: str) -> Generator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, ImportError, HfHubHTTPError, SafetensorError, struct.error) as error:
+    except (OSError, ValueError, ImportError, HfHubHTTPError, SafetensorError, struct.error, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "mismatch" not in str(error):
+            raise
         raise ValueError(f"{name}: {_reason(name, error)}") from error
 
 
@@ -103,6 +105,7 @@ def open_tokenizer(name: str | PathLike[str], **options: Any) -> PreTrainedToken
     """The tokenizer of a Hub id, a folder or a GGUF file, with its chat template.
 
     Args:
+        name: an adapter that brings no tokenizer has that of its run, or of its base.
         options: for `from_pretrained`, such as `loading_options` gives; a GGUF file has no use for them.
     Raises:
         ValueError: of one line, as `opening` says.
@@ -111,8 +114,9 @@ def open_tokenizer(name: str | PathLike[str], **options: Any) -> PreTrainedToken
     if is_gguf(name):
         with _gguf(name) as (folder, file):
             return _tokenizer(folder, gguf_file=file)
-    with opening(name):
-        return _tokenizer(name, **options)
+    home, revision = tokenizer_home(name, options.get("revision"))
+    with opening(home):
+        return _tokenizer(home, **(options if home == name else options | {"revision": revision or "main"}))
 
 
 def _tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:

@@ -10,21 +10,15 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import disable_dropout_in_model, use_adapter
 
+from fourstage.models.checkpoint import open_backbone, open_classifier, open_config
 from fourstage.models.facts import check_one_label
-from fourstage.models.opening import opening
+from fourstage.parent import VALUE_HEAD
 from fourstage.ppo.config import PPOConfig
 from fourstage.rl.forward import base_model, positions
 
-HEAD_FILE = "value_head.safetensors"
 ADAPTER = "value"
 
 
@@ -83,7 +77,7 @@ class Critic(nn.Module):
         A critic that shares the policy's base writes its adapter, which PEFT puts on that base, and the head.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in self.head.state_dict().items()}, folder / HEAD_FILE)
+        save_file({name: value.contiguous() for name, value in self.head.state_dict().items()}, folder / VALUE_HEAD)
         if self.policy is not None:
             self.policy.save_pretrained(str(folder), selected_adapters=[ADAPTER])
         else:
@@ -152,18 +146,14 @@ def load_critic(name: str) -> Critic:
             f"value_model={name} is an adapter that shares its policy's base; give the folder of a critic with all its "
             "weights, or a classifier with one label"
         )
-    if (folder / HEAD_FILE).is_file():
-        backbone = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-        weights = load_file(folder / HEAD_FILE)
+    if (folder / VALUE_HEAD).is_file():
+        backbone = open_backbone(name, dtype=torch.float32)
+        weights = load_file(folder / VALUE_HEAD)
         head = nn.Linear(weights["weight"].shape[1], 1, bias="bias" in weights)
         head.load_state_dict(weights)
         return Critic(backbone, head)
-    with opening(name):
-        labels = AutoConfig.from_pretrained(name).num_labels
-    check_one_label(labels, f"value_model={name}")
-    with opening(name):
-        model = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-    return classifier_critic(model)
+    check_one_label(open_config(name).num_labels, f"value_model={name}")
+    return classifier_critic(open_classifier(name, dtype=torch.float32))
 
 
 def same_vocabulary(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
