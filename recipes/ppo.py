@@ -29,6 +29,7 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
     from fourstage.models.loading import load_causal_lm, load_tokenizer
     from fourstage.parent import needed_parent
     from fourstage.ppo import PPOTrainer
+    from fourstage.ppo.critic import check_value_model
     from fourstage.resolve import resolve_ppo
     from fourstage.rl.rewards import load_rewards
 
@@ -37,6 +38,8 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
     parent = needed_parent(model_args.model_name_or_path, model_args.model_revision, "ppo")
     tokenizer, repairs = load_tokenizer(model_args, chats=True)
     rewards = load_rewards(training_args)
+    if training_args.value_model_name_or_path:
+        check_value_model(training_args.value_model_name_or_path)
     resolved = resolve_ppo(data_args, training_args, model_args)
     set_seed(training_args.seed)
     run = start_run("ppo", data_args, training_args, model_args, parent, repairs, resolved)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import disable_dropout_in_model, use_adapter
 
-from fourstage.models.checkpoint import open_backbone, open_classifier, open_config
+from fourstage.models.checkpoint import check_openable, open_backbone, open_classifier, open_config
 from fourstage.models.facts import check_one_label
-from fourstage.parent import VALUE_HEAD
+from fourstage.parent import VALUE_HEAD, check_parent
 from fourstage.ppo.config import PPOConfig
 from fourstage.rl.forward import base_model, positions
 
@@ -140,20 +140,29 @@ def load_critic(name: str) -> Critic:
     Raises:
         ValueError: for an adapter of a critic that shares its policy's base, and as `classifier_critic`.
     """
+    check_value_model(name)
     folder = Path(name)
-    if (folder / ADAPTER / "adapter_config.json").is_file():
-        raise ValueError(
-            f"value_model={name} is an adapter that shares its policy's base; give the folder of a critic with all its "
-            "weights, or a classifier with one label"
-        )
     if (folder / VALUE_HEAD).is_file():
         backbone = open_backbone(name, dtype=torch.float32)
         weights = load_file(folder / VALUE_HEAD)
         head = nn.Linear(weights["weight"].shape[1], 1, bias="bias" in weights)
         head.load_state_dict(weights)
         return Critic(backbone, head)
-    check_one_label(open_config(name).num_labels, f"value_model={name}")
     return classifier_critic(open_classifier(name, dtype=torch.float32))
+
+
+def check_value_model(name: str) -> None:
+    """Raises ValueError where `load_critic` would, as far as that can be told without reading weights."""
+    folder = Path(name)
+    if (folder / ADAPTER / "adapter_config.json").is_file():
+        raise ValueError(
+            f"value_model={name} is an adapter that shares its policy's base; give the folder of a critic with all its "
+            "weights, or a classifier with one label"
+        )
+    if not (folder / VALUE_HEAD).is_file():
+        check_parent(name, expected="reward")
+        check_openable(name, scores=True)
+        check_one_label(open_config(name).num_labels, f"value_model={name}")
 
 
 def same_vocabulary(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:

@@ -10,8 +10,6 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
     BatchEncoding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,10 +19,11 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import is_async_callable
 
 from fourstage import verifiers
+from fourstage.models.checkpoint import check_openable, open_classifier, open_config
 from fourstage.models.encoding import generation_opening
 from fourstage.models.facts import check_one_label
 from fourstage.models.markers import Markers
-from fourstage.models.opening import open_tokenizer, opening
+from fourstage.models.opening import open_tokenizer
 from fourstage.parent import check_parent
 from fourstage.verifiers.calls import call_reward, is_ours, original
 from fourstage.verifiers.text import text_of
@@ -53,8 +52,8 @@ def load_rewards(args: RewardSettings) -> list[str | Callable]:
     sources: list[str | Callable] = [load_reward_func(name) for name in args.reward_funcs or []]
     if args.reward_model_name_or_path:
         check_parent(args.reward_model_name_or_path, expected="reward")
-        with opening(args.reward_model_name_or_path):
-            labels = AutoConfig.from_pretrained(args.reward_model_name_or_path).num_labels
+        check_openable(args.reward_model_name_or_path, scores=True)
+        labels = open_config(args.reward_model_name_or_path).num_labels
         check_one_label(labels, f"reward_model_name_or_path={args.reward_model_name_or_path}")
         sources.insert(0, args.reward_model_name_or_path)
     if not sources:
@@ -197,11 +196,8 @@ class ConversationTokenizer:
 
 def scoring_model(name: str) -> PreTrainedModel:
     """The reward model of a folder or Hub id, in float32; raises ValueError unless it gives one score."""
-    with opening(name):
-        labels = AutoConfig.from_pretrained(name).num_labels
-    check_one_label(labels, f"reward model {name}")
-    with opening(name):
-        return AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    check_one_label(open_config(name).num_labels, f"reward model {name}")
+    return open_classifier(name, dtype=torch.float32)
 
 
 def prepare_rewards(
