@@ -16,7 +16,7 @@ from fractions import Fraction
 from fourstage.verifiers.arithmetic import equations, expression
 from fourstage.verifiers.digits import lump
 from fourstage.verifiers.latex import math
-from fourstage.verifiers.letters import final_letter
+from fourstage.verifiers.letters import LETTERS, final_letter
 from fourstage.verifiers.numerals import final_amount, gold_amount
 from fourstage.verifiers.text import TAIL, Completions, final_part, plain, text_of
 
@@ -76,7 +76,7 @@ def number(
 
 
 def choice(completions: Completions, answer: Sequence[object], **kwargs: object) -> list[float | None]:
-    r"""1.0 where the letter that the completion chooses, A to E, is the row's `answer`: see `letters.final_letter`.
+    r"""1.0 where the letter that the completion chooses, A to J, is the row's `answer`: see `letters.final_letter`.
 
     Two letters at once are wrong. None where `answer` is not one of the letters.
 
@@ -85,7 +85,7 @@ def choice(completions: Completions, answer: Sequence[object], **kwargs: object)
     rewards: list[float | None] = []
     for completion, right in zip(completions, answer, strict=True):
         gold = str(right).strip(" ().").upper()
-        rewards.append(None if gold not in tuple("ABCDE") else float(final_letter(text_of(completion)) == gold))
+        rewards.append(None if gold not in tuple(LETTERS) else float(final_letter(text_of(completion)) == gold))
     return rewards
 
 

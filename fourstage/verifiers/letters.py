@@ -2,81 +2,201 @@
 
 import re
 
+from fourstage.verifiers.asides import is_remark, without_reason
 from fourstage.verifiers.text import final_part, plain
 
-# The word A before a small letter is an article, unless one of these follows: "A is right".
-_LETTER = r"(?<![\w'-])([A-E])(?![\w'-])(?!\+)"
-_ARTICLE = re.compile(r"A {1,3}(?!(?:is|because|since|and|or|as|would|must)\b)[a-z]")
+LETTERS = "ABCDEFGHIJ"
+
+# The words A and I are no letters, and neither is a variable. A small letter follows the word A, unless by these verbs.
+_LETTER = r"(?<![A-Za-z0-9'_-])([A-J])(?![A-Za-z0-9'_-])(?! ?[+=*/^<>])"
+_VERBS = (
+    r"is|because|since|and|or|nor|as|would|must|seems|looks|fits|works|matches|gives|makes|has|can|cannot|can't|does"
+    r"|doesn't|isn't|will|over|but|rather|instead"
+)
+_WORD = re.compile(rf"(?<![A-Za-z0-9'_-])(?:A {{1,3}}(?!(?:{_VERBS})\b)[a-z]|I[ ,]{{1,3}}[a-z])")
+
+# What announces the answer
 _NEAR = r"[^A-Za-z0-9\n]{0,8}"
+_SMALL = r"([a-j])(?=\s{0,3}(?:\)|[.,]?\s{0,3}$|is (?:correct|right)))(?![A-Za-z0-9'_-])"
+_FILLER = (
+    r"is|be|must|should|would|will|was|has|have|the|correct|right|best|final|letter|option|choice|answer|therefore"
+    r"|clearly|definitely|for|with|but|rather|probably|likely|then|thus|to|as|indeed|simply|actually"
+    r"|es|est|ist|lautet|la|die"
+)
 _CUE = re.compile(
-    rf"\b(?i:answer|ans|option|choice|choose|pick|select){_NEAR}"
-    rf"(?:(?i:is|be|must|should|would|the|correct|right|letter|option|choice|answer|therefore|clearly)\b{_NEAR}){{0,5}}"
-    r"(?<![\w'-])(?:([A-E])|([a-e])(?=\s{0,3}(?:\)|[.]?\s{0,3}$|is (?:correct|right))))(?![\w'-])",
+    r"(?:\b(?i:answers?|ans|option|choice|choose|chose|pick|picked|select|selected|go(?:ing)? with|went with|opt for"
+    r"|settle on|vote for|respuesta|r.ponse|antwort|risposta|resposta)\b"
+    r"|\u7b54\u6848|\u9009\u62e9?|\u9078|\u041e\u0442\u0432\u0435\u0442)[\u662f\u4e3a\u70ba\u9879]?"
+    rf"{_NEAR}(?:(?i:{_FILLER})\b{_NEAR}){{0,5}}(?:{_LETTER}|{_SMALL})",
     re.M,
 )
-_CALLED_RIGHT = re.compile(rf"{_LETTER}[)\]]? (?:is|must be) (?:the )?(?:correct|right|answer|best|true)")
-_LEADING = re.compile(r"\s{0,8}[(\[{]{0,2}([A-Ea-e])(?:[)\]}]{1,2}|[.:](?=\s|$)|\s{0,3}$)")
-_OTHER = re.compile(rf"[)\]}}\s,./&]{{0,4}}(?:(?:or|and|nor) {{1,3}})?[(\[]?{_LETTER}")
-_NEGATED = re.compile(rf",? (?:and )?not (?:(?:option|choice) )?[(]?{_LETTER}[)]?")
-_ENDING = re.compile(rf"\b(?:is|it's|chose|so|leaves|thus|therefore|hence),? {{1,3}}[(\[]?{_LETTER}[)\].\s]{{0,5}}$")
-_BRACKETED = re.compile(r"\(([A-E])\)")
+_CALLED_RIGHT = re.compile(
+    rf"{_LETTER}[)\].]? (?:(?:is|must be|has to be|seems|looks) (?:the )?"
+    r"(?:(?:clearly|definitely|most|likely|probably) ){0,2}(?i:correct|right|true|the answer|the best|the only|the one)|(?:fits|works|matches)\b(?! not)|it is\b"
+    r"|as the (?:correct |right )?answer)"
+)
+_ENDING = re.compile(
+    r"(?:\b(?i:is|be|it's|that's|chose|so|leaves|leaving|(?:leaves|leaving|left) (?:us )?with|thus|therefore|hence"
+    r"|conclude|matches|say|says|probably|likely|correct|solution|guess|with|i\.e\.|namely)"
+    rf"|[\u662f\u2192]|->|=>),?:?\s{{0,3}}(?:(?:only|just|option|choice|answer) )?[(\[]?{_LETTER}[)\].!\s]{{0,5}}$"
+)
+_EXPLAINED = re.compile(
+    rf"\b(?i:it|that|this)(?:'s| is| must be| has to be| should be) [(\[]?{_LETTER}[)\]]?,? (?:because|since|as|for)\b"
+)
+
+# What takes letters back
+_LIST = rf"[(]?{_LETTER}[)]?(?:(?:,? [(]?{_LETTER}[)]?){{0,8}},? (?:and|or|nor) [(]?{_LETTER}[)]?)?"
+_REFUSED = (
+    r"(?:is|are|was|isn't|aren't|can't be|cannot be|seems|looks) ?(?:(?:also|clearly|both|obviously) )?"
+    r"(?:not\b|n't|wrong|incorrect|false|too [a-z]+|out\b|impossible|eliminated|ruled out)|doesn't|does not|can't|cannot|isn't|fails?\b"
+)
+_DENIED = re.compile(
+    r",? ?(?:and )?\b(?i:not|never|neither|nor|cannot|instead of|rather than|except|anything but|everything but"
+    r"|rules? out|reject|eliminat\w+|exclud\w+|discard|over|\w+n't)"
+    r" (?:(?:be|the|choose|pick|select|option|choice|answer|say|think|it is|it's|go with) ){0,4}"
+    rf"{_LIST}|{_LIST},? (?:{_REFUSED})|[\u4e0d\u975e][\u662f\u9009\u80fd\u4f1a]{{0,2}} ?{_LETTER}"
+)
+_OTHER = re.compile(
+    r"[)\]}]{0,2}(?:\s?[,/&]\s?|,? ?[(\[]?(?:or|and|nor) |,? [(](?=[A-J][)])|(?<![)\]}]) (?=[A-J](?:[\s,.]|$)))"
+    rf"(?:(?:or|and|maybe|perhaps|possibly|even|option|choice|also) ){{0,3}}[(\[]{{0,2}}{_LETTER}"
+    rf"|(?:[^.\n]{{0,60}}?\b|[)\]]?[.!?] )(?i:or|maybe|perhaps|possibly|could be|might be)\b[^.\n]{{0,20}}?{_LETTER}"
+)
+_CLAUSE_BEGINS = re.compile(r" (?:is|are|was|were|has|have|does|would|gives|and [A-J] (?:are|is))\b")
+_ALTERNATIVE_BEFORE = re.compile(
+    rf"{_LETTER}[)\]]?(?:,|/| ?&|,? (?:or|and|nor|maybe|perhaps)\b[^.\n]{{0,15}}) ?[(\[]?$"
+)
+
+# Options and their labels
+_LABELLED = re.compile(r"\s{0,8}(?:[(\[{]([A-Ja-j])[)\]}]|([A-Ja-j])[)\]}]{1,2}|([A-Ja-j])[.:](?=\s|$))")
+_MARKS = r"\s.\"'\u2713\u2714\u2705\u201c\u201d"
+_ALONE = re.compile(rf"[(\[{{{_MARKS}]{{0,9}}([A-Ja-j])[)\]}},:!?\u3002{_MARKS}]{{0,9}}")
+_FIRST = re.compile(r"\s{0,8}([A-J]) ?(?:,? (?:because|since|as)\b|[-\u2014,:;] )")
+_BRACKETED = re.compile(r"\(([A-J])\)")
+_OPTION = re.compile(
+    r"(?:^|(?<=[\s.;,]))[(]?([A-J])[):](?=\s)|(?:^|(?<=[.;,!?] ))([A-J])\.(?=\s)|^([A-J]) [-\u2014](?=\s)", re.M
+)
+_VERDICT = r"(?:[-\u2014:(]\s?|^\W*)"
+_YES = re.compile(rf"(?:{_VERDICT}(?:yes|correct|right|true)\b|[\u2713\u2714\u2705])\W*$", re.I)
+_NO = re.compile(
+    rf"(?:{_VERDICT}(?:no|not?\b[^.\n]{{0,40}}|wrong|incorrect|false|too [a-z]+)|[\u2717\u2718\u274c])\W*$", re.I
+)
 
 
 def final_letter(text: str) -> str | None:
-    r"""The letter, A to E, that a text chooses; None where it chooses none, or two at once.
+    r"""The letter, A to J, that a text chooses; None where it chooses none, or two at once.
 
     In a marked part (`text.final_part`) it is the letter at the beginning, as in "B) 12", or the only one that stands
-    alone. In other text it is the one after the last "answer is", "answer:", "option" or "choose". Without these, it is
-    in the last line that is not blank: the letter before "is correct", or the one after "is" or "so" at the end of the
-    line; otherwise the one that begins the line, or the only one in parentheses. The article A, letters in words and
-    letters after "not" do not count.
+    alone. In other text it is the one after the last "answer is", "answer:", "option", "choose" or the like, in a few
+    languages. Without these it is in the last line that is not blank: the letter before "is correct", or the one after
+    "is" or "so" at the end of the line; then the letter with which the text begins, if it stands alone or an
+    explanation follows; then the one that begins the last line, if it is not the last of a list of options, or the only
+    one in parentheses; then the only option that is said to be right while others are said to be wrong. The words A and
+    I, letters in words and letters that are denied ("not B", "B is too small") do not count.
 
     Example: "The answer is (B)." -> "B"; "#### C" -> "C"; "A dog barks." -> None; "A or B" -> None.
     """
     part, is_marked = final_part(text)
-    part = _NEGATED.sub(" ", plain(part))
-    cued = _cued_letter(part)
+    part = _WORD.sub(lambda word: " " + word[0][1:], plain(part))
     if is_marked:
-        return _marked_letter(part, cued)
-    if cued is None:
-        return _letter_of_last_line(part)
-    return cued or None
-
-
-def _marked_letter(part: str, cued: str | None) -> str | None:
-    letters = set(re.findall(_LETTER, _ARTICLE.sub(" ", part)))
-    leading = _LEADING.match(part)
-    if leading and letters <= {leading[1].upper()}:
-        return leading[1].upper()
+        return _marked_letter(part)
+    judged = _judged_option(part)
+    kept = _DENIED.sub(" ", part)
+    cued = _cued_letter(kept)
     if cued is not None:
         return cued or None
+    lines = [line for line in kept.splitlines() if line.strip()]
+    while len(lines) > 1 and is_remark(lines[-1]):
+        lines.pop()
+    if not lines:
+        return judged
+    concluded = _concluded_letter(lines[-1].rstrip())
+    if concluded is not None:
+        return concluded or None
+    return judged or _first_letter(lines) or _last_letter(lines)
+
+
+def _named(match: re.Match) -> str:
+    """The letter that a match holds in one of its groups."""
+    return next(group for group in match.groups() if group).upper()
+
+
+def _marked_letter(part: str) -> str | None:
+    part = _DENIED.sub(" ", part)
+    alone = _ALONE.fullmatch(part)
+    if alone:
+        return alone[1].upper()
+    label = _LABELLED.match(part)
+    if label:
+        rest = part[label.end() :]
+        others = {_named(match) for match in _OPTION.finditer(rest)} | {_named(m) for m in [_OTHER.match(rest)] if m}
+        return None if others - {_named(label)} else _named(label)
+    cued = _cued_letter(part)
+    if cued is not None:
+        return cued or None
+    letters = set(re.findall(_LETTER, part))
     return letters.pop() if len(letters) == 1 else None
 
 
 def _cued_letter(part: str) -> str | None:
     """The letter after the last cue; "" where a second letter follows it, None where there is no cue."""
-    cue = None
-    for match in _CUE.finditer(part):
-        if not (match[1] and _ARTICLE.match(part, match.start(1))):
-            cue = match
+    cue = max(_CUE.finditer(part), key=re.Match.start, default=None)
     if cue is None:
         return None
-    letter = (cue[1] or cue[2]).upper()
-    other = _OTHER.match(part, cue.end())
-    return "" if other and other[1] != letter else letter
+    return "" if _has_rival(part, cue.end(), _named(cue)) else _named(cue)
 
 
-def _letter_of_last_line(part: str) -> str | None:
-    lines = [line for line in part.splitlines() if line.strip()]
-    line = lines[-1] if lines else ""
-    called = set(_CALLED_RIGHT.findall(line))
-    leading = _LEADING.match(line)
+def _has_rival(part: str, end: int, letter: str) -> bool:
+    """Whether another letter follows as an alternative, and not as the subject of a clause of its own."""
+    other = _OTHER.match(part, end)
+    if other is None or _named(other) == letter:
+        return False
+    return not (_CLAUSE_BEGINS.match(part, other.end()) and "," in other[0])
+
+
+def _concluded_letter(line: str) -> str | None:
+    """The letter that a line calls right or ends with; "" where there are two, None where there is none."""
+    called = [*_CALLED_RIGHT.finditer(line), *_ENDING.finditer(line), *_EXPLAINED.finditer(line)]
+    if not called:
+        return None
+    letters = {match[1] for match in called}
+    alternatives = any(_ALTERNATIVE_BEFORE.search(line, 0, match.start(1)) for match in called)
+    return letters.pop() if len(letters) == 1 and not alternatives else ""
+
+
+def _first_letter(lines: list[str]) -> str | None:
+    """The letter that a text begins with, alone in its line or before an explanation."""
+    alone = _ALONE.fullmatch(lines[0])
+    if alone and len(lines) > 1 and not (_ALONE.fullmatch(lines[1])):
+        return alone[1].upper()
+    first = _FIRST.match(lines[0])
+    others = first and {_named(option) for option in _OPTION.finditer(lines[0], first.end(1) + 1)} - {first[1]}
+    if first and not others and not _has_rival(lines[0], first.end(1), first[1]):
+        return first[1]
+    return None
+
+
+def _last_letter(lines: list[str]) -> str | None:
+    """The letter of the last line: alone, as its label, or the only one in parentheses; None at the end of a list."""
+    line = lines[-1]
+    alone = _ALONE.fullmatch(line)
+    if alone:
+        above = _ALONE.fullmatch(lines[-2]) if len(lines) > 1 else None
+        return alone[1].upper() if above is None or above[1] == alone[1] else None
+    label = _LABELLED.match(line)
+    if label:
+        letter = _named(label)
+        others = {_named(option) for option in _OPTION.finditer(without_reason(line), label.end() - 1)} - {letter}
+        before = [_named(match) for match in map(_LABELLED.match, lines[:-1]) if match]
+        return None if others or _has_rival(line, label.end(), letter) or (before and letter not in before) else letter
     bracketed = set(_BRACKETED.findall(line))
-    ending = _ENDING.search(line.rstrip())
-    if called or ending:
-        called |= {ending[1]} if ending else set()
-        return called.pop() if len(called) == 1 else None
-    if leading:
-        others = set(re.findall(_LETTER, line[leading.end() :])) - {leading[1].upper()}
-        return None if others else leading[1].upper()
     return bracketed.pop() if len(bracketed) == 1 else None
+
+
+def _judged_option(part: str) -> str | None:
+    """The only option that is called right, where others are called wrong: "A) 10 - no. B) 20 - yes."."""
+    options = list(_OPTION.finditer(part))
+    ends = [option.start() for option in options[1:]] + [len(part)]
+    texts = [(_named(option), part[option.end() : end]) for option, end in zip(options, ends, strict=False)]
+    right = {letter for letter, text in texts if _YES.search(text)}
+    wrong = [letter for letter, text in texts if _NO.search(text)]
+    return right.pop() if len(right) == 1 and wrong and len(wrong) == len(texts) - 1 else None

@@ -21,9 +21,6 @@ SECOND = {
     ("number", "9", "9 = 81 / 9"): "what stands on the right of an equation is no plain number: either",
     ("number", "19", "19 19 19 19 19 19 19 19"): "rewarding a loop would teach loops: verifier",
     ("math", "(2,5)", "\\boxed{2, 5}"): "math-verify takes a list for a tuple: label",
-    ("choice", "C", "Let me check each. A) 10 - no. B) 20 - no. C) 40 - yes. D) 50 - no."): "names no choice: either",
-    ("choice", "C", "The correct answer is not B but C."): 'what stands after "not" is not read, to the end: label',
-    ("choice", "E", "I'd go with E."): "says it in a way that is not known: label",
     ("choice", "B", "B B B B"): "rewarding a loop would teach loops: verifier",
     ("countdown", "42", "3(5 + 9) = 42"): "a product without a sign, which the rules do not give: either",
 }
