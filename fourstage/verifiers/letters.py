@@ -32,7 +32,8 @@ _CUE = re.compile(
 )
 _CALLED_RIGHT = re.compile(
     rf"{_LETTER}[)\].]? (?:(?:is|must be|has to be|seems|looks) (?:the )?"
-    r"(?:(?:clearly|definitely|most|likely|probably) ){0,2}(?i:correct|right|true|the answer|the best|the only|the one)|(?:fits|works|matches)\b(?! not)|it is\b"
+    r"(?:(?:clearly|definitely|most|likely|probably) ){0,2}(?i:correct|right|true|the answer|the best|the only|the one)"
+    r"|(?:fits|works|matches)\b(?! not)|it is\b"
     r"|as the (?:correct |right )?answer)"
 )
 _ENDING = re.compile(
@@ -48,7 +49,8 @@ _EXPLAINED = re.compile(
 _LIST = rf"[(]?{_LETTER}[)]?(?:(?:,? [(]?{_LETTER}[)]?){{0,8}},? (?:and|or|nor) [(]?{_LETTER}[)]?)?"
 _REFUSED = (
     r"(?:is|are|was|isn't|aren't|can't be|cannot be|seems|looks) ?(?:(?:also|clearly|both|obviously) )?"
-    r"(?:not\b|n't|wrong|incorrect|false|too [a-z]+|out\b|impossible|eliminated|ruled out)|doesn't|does not|can't|cannot|isn't|fails?\b"
+    r"(?:not\b|n't|wrong|incorrect|false|too [a-z]+|out\b|impossible|eliminated|ruled out)"
+    r"|doesn't|does not|can't|cannot|isn't|fails?\b"
 )
 _DENIED = re.compile(
     r",? ?(?:and )?\b(?i:not|never|neither|nor|cannot|instead of|rather than|except|anything but|everything but"
@@ -57,7 +59,7 @@ _DENIED = re.compile(
     rf"{_LIST}|{_LIST},? (?:{_REFUSED})|[\u4e0d\u975e][\u662f\u9009\u80fd\u4f1a]{{0,2}} ?{_LETTER}"
 )
 _OTHER = re.compile(
-    r"[)\]}]{0,2}(?:\s?[,/&]\s?|,? ?[(\[]?(?:or|and|nor) |,? [(](?=[A-J][)])|(?<![)\]}]) (?=[A-J](?:[\s,.]|$)))"
+    r"[)\]}]{0,2}(?:\s?[,/&]\s?|,? ?[(\[]?(?:or|and|nor) |,? [(](?=[A-J][)])|(?<![)\]}.:]) (?=[A-J](?:[\s,.]|$)))"
     rf"(?:(?:or|and|maybe|perhaps|possibly|even|option|choice|also) ){{0,3}}[(\[]{{0,2}}{_LETTER}"
     rf"|(?:[^.\n]{{0,60}}?\b|[)\]]?[.!?] )(?i:or|maybe|perhaps|possibly|could be|might be)\b[^.\n]{{0,20}}?{_LETTER}"
 )
@@ -128,7 +130,9 @@ def _marked_letter(part: str) -> str | None:
     label = _LABELLED.match(part)
     if label:
         rest = part[label.end() :]
-        others = {_named(match) for match in _OPTION.finditer(rest)} | {_named(m) for m in [_OTHER.match(rest)] if m}
+        others = {_named(match) for match in _OPTION.finditer(rest)} | {
+            _named(m) for m in [_OTHER.match(part, label.end())] if m
+        }
         return None if others - {_named(label)} else _named(label)
     cued = _cued_letter(part)
     if cued is not None:

@@ -18,7 +18,6 @@ VERIFIERS = ("number", "math", "choice", "exact", "countdown")
 # (verifier, right answer, completion): why the two differ, and who is right.
 FIRST: dict[tuple[str, str, str], str] = {}
 SECOND = {
-    ("number", "9", "9 = 81 / 9"): "what stands on the right of an equation is no plain number: either",
     ("number", "19", "19 19 19 19 19 19 19 19"): "rewarding a loop would teach loops: verifier",
     ("math", "(2,5)", "\\boxed{2, 5}"): "math-verify takes a list for a tuple: label",
     ("choice", "B", "B B B B"): "rewarding a loop would teach loops: verifier",
