@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from fourstage.data.turns import as_json, as_turns, holds_nothing, parsed, turn
+from fourstage.data.turns import as_json, holds_nothing, parsed, turn
 
 OPENING = ("system", "system_prompt", "history")
 SETTINGS = ("tools", "functions", "chat_template_kwargs")
-_MEDIA = ("images", "image", "audios", "audio", "videos", "video")
-_SAID = frozenset((*SETTINGS, *_MEDIA))
+MEDIA = ("images", "image", "audios", "audio", "videos", "video")
+_SAID = frozenset((*SETTINGS, *MEDIA))
 # What `chat_template_kwargs` may not hold: the trainers say it themselves.
 _NOT_OPTIONS = (
     "conversation",
@@ -32,7 +32,10 @@ def opened(row: Mapping, turns: list[dict]) -> list[dict]:
     if not given:
         return turns
     history = _history(given.pop("history", []))
-    texts = [as_turns([{"role": "system", "content": text}], None)[0] for text in given.values()]
+    for name, text in given.items():
+        if not isinstance(text, str):
+            raise ValueError(f"column {name!r} holds {type(text).__name__}, expected text")
+    texts = [{"role": "system", "content": text} for text in given.values()]
     own = [each for each in [*history[:1], *turns[:1]] if each["role"] == "system"]
     first = (texts + own)[:1]
     if any(each != first[0] for each in texts + own):
@@ -62,10 +65,12 @@ def settings_of(row: Mapping) -> dict:
     Raises:
         ValueError: for columns of other types, settings that the trainers choose, and images, sounds or films.
     """
+    if row.keys().isdisjoint(_SAID):
+        return {}
     given = {name: row[name] for name in row.keys() & _SAID if not holds_nothing(row[name])}
     if not given:
         return {}
-    media = next((name for name in _MEDIA if name in given), None)
+    media = next((name for name in MEDIA if name in given), None)
     if media:
         raise ValueError(
             f"column {media!r} holds something; only text can be learnt, so remove it or leave such rows out"

@@ -160,7 +160,8 @@ class Conversion:
                     self.left_out[row or "empty"] = self.left_out.get(row or "empty", 0) + 1
             except ValueError as error:
                 if self.reader.stops_at(error):
-                    raise RowError(f"{self.name} row {index + 1}: {error}") from None
+                    fix = "" if ";" in str(error) else "; mend it, or leave such rows out with --unreadable drop"
+                    raise RowError(f"{self.name} row {index + 1}: {error}{fix}") from None
                 self._note_unreadable(str(error), index + 1)
                 continue
             if self.reader.stage != "pretrain":
@@ -202,7 +203,7 @@ class Conversion:
             self.unused |= self.reader.unused(raw)
 
     def say(self, total: int | None) -> None:
-        """Prints which rows are left out, by reason, and which columns are not used."""
+        """Prints which rows are left out, by reason."""
         read = f"{total:,}" if total is not None else f"the first {self.rows:,}"
         if total is not None:
             for reason, count in self.left_out.items():
@@ -210,8 +211,6 @@ class Conversion:
         if self.unreadable:
             count = sum(count for count, _ in self.unreadable.values())
             print(f"{self.name}: {count:,} of {read} rows are unreadable and left out: {self._reasons()}")
-        if self.unused:
-            print(f"{self.name}: columns {', '.join(sorted(self.unused))} are not used")
 
     def _reasons(self) -> str:
         ranked = sorted(self.unreadable.items(), key=lambda item: -item[1][0])
@@ -243,18 +242,28 @@ def _grouped(message: str) -> str:
 
 
 def convert_all(parts: Sequence[tuple[Rows, str]], reader: Reader) -> list[Rows]:
-    """The converted rows of several sources, each with its name, all with the same columns and keys of turns."""
-    converted = [_convert(data, reader, name, None) for data, name in parts]
+    """The converted rows of several sources, each with its name, all with the same columns and keys of turns.
+
+    Prints what is left out: rows by reason, and columns.
+    """
+    converted, unused = [], {}
+    for data, name in parts:
+        rows, columns = _convert(data, reader, name, None)
+        converted.append(rows)
+        unused[name] = unused.get(name, set()) | columns
+    for name in unused:
+        if unused[name]:
+            print(f"{name}: columns {', '.join(sorted(unused[name]))} are not used")
     extras = {extra for rows in converted for extra in extras_of(rows.features)}
     return [
-        rows if extras_of(rows.features) == extras else _convert(data, reader, name, extras)
+        rows if extras_of(rows.features) == extras else _convert(data, reader, name, extras)[0]
         for rows, (data, name) in zip(converted, parts, strict=True)
     ]
 
 
-def _convert(data: Rows, reader: Reader, name: str, extras: set[str] | None) -> Rows:
-    """Every row converted. The rows have the `extras`; if None those that one of them has, and then it says what it
-    left out.
+def _convert(data: Rows, reader: Reader, name: str, extras: set[str] | None) -> tuple[Rows, set[str]]:
+    """(the converted rows, columns that were not used). The rows have the `extras`; if None those that one of them has,
+    and then which rows are left out is printed.
     """
     with one_line_errors(name):
         first = next(iter(data), None)
@@ -276,7 +285,7 @@ def _convert(data: Rows, reader: Reader, name: str, extras: set[str] | None) -> 
             conversion.say(len(data) if isinstance(data, Dataset) else None)
     if is_empty:
         raise conversion.nothing_left()
-    return rows
+    return rows, conversion.unused
 
 
 def _mapped(data: Rows, columns: list[str], conversion: Conversion) -> Rows:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from trl import extract_prompt
 
-from fourstage.data.beside import OPENING, SETTINGS, opened, settings_of
+from fourstage.data.beside import MEDIA, OPENING, SETTINGS, opened, settings_of
 from fourstage.data.turns import as_turns, holds_nothing, is_masked, turn
 
 # A text is the reason why a row is left out; None means that the row is empty.
@@ -14,7 +14,7 @@ Convert = Callable[[Mapping], dict | str | None]
 # Columns with a question or an answer to it: `prompt` replaces them. The others are kept for the reward functions.
 _CONVERSATIONS = ("messages", "conversations")
 _OTHER_ANSWERS = ("rejected_messages", "rejected_response")
-ASKING_COLUMNS = ("prompt", *_CONVERSATIONS, *OPENING, *SETTINGS, "instruction", "input", "question")
+ASKING_COLUMNS = ("prompt", *_CONVERSATIONS, *OPENING, *SETTINGS, *MEDIA, "instruction", "input", "question")
 ANSWERED_COLUMNS = ("chosen", "rejected", *_OTHER_ANSWERS, "margin", "completion", "output")
 _PAIRS = (("prompt", "completion"), ("instruction", "output"), ("question", "answer"))
 
@@ -121,7 +121,7 @@ def prompt_row(row: Mapping) -> dict | None:
             tools or settings of the template, which a rollout does not take from a row.
     """
     prompt = _prompt(row)
-    if not prompt or not (prompt[-1]["content"] or "").strip():
+    if not prompt or not _says_something(prompt[-1]):
         return None
     if prompt[-1]["role"] != "user":
         raise ValueError(f"the prompt ends with the {prompt[-1]['role']}'s turn; it must end with the user's")
@@ -271,7 +271,7 @@ def _is_masked_answer(given: object) -> bool:
 
 
 def _says_something(turn: Mapping) -> bool:
-    """Whether an assistant's turn has words or calls a tool."""
+    """Whether a turn has words or calls a tool."""
     return bool((turn["content"] or "").strip() or turn.get("tool_calls"))
 
 

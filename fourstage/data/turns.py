@@ -158,7 +158,11 @@ def _calls(calls: Any, key: str) -> str:
 
 def as_json(functions: list[Mapping]) -> str:
     """JSON text of calls or of tools, each `{"type": "function", "function": {...}}`, which a bare function becomes."""
-    whole = [each if each.get("function") else {"type": "function", "function": each} for each in functions]
+    bare = [not each.get("function") and "name" in each for each in functions]
+    whole = [
+        {"type": "function", "function": each} if is_bare else each
+        for is_bare, each in zip(bare, functions, strict=True)
+    ]
     return json.dumps(whole, ensure_ascii=False)
 
 
