@@ -230,7 +230,8 @@ def test_pairs_and_prompts_keep_keys_too(tmp_path):
 
 
 def test_sources_with_unlike_keys_mix(tmp_path):
-    names = [write(tmp_path / f"{key}.jsonl", [*CHATS, RICH[key]]) for key in RICH] + ["fourstage/demo"]
+    names = [write(tmp_path / f"{key}.jsonl", [*CHATS, RICH[key]]) for key in RICH]
+    names.append(write(tmp_path / "plain.jsonl", CHATS))
     for streaming in (False, True):
         entries = [{"dataset_name": name} for name in names]
         args = DataArguments(datasets=entries, test_split_size=0.3, dataset_streaming=streaming)
