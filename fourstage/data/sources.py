@@ -1,27 +1,19 @@
 """Finds what a data name stands for (a Hub id, a file, a folder, embedded or generated rows) and reads it."""
 
-import gzip
 import json
 import math
-import re
-import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from fourstage.arguments import DataArguments
+from fourstage.data.as_written import Rows
+from fourstage.data.choices import choices_of
+from fourstage.data.files import BUILDERS, RowError, files_of, first_problem, load_files
 from fourstage.errors import one_line
-
-Rows = Dataset | IterableDataset
-_BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-_TEST_NAMES = ("test", "validation", "valid", "val", "dev")
-
-
-class RowError(ValueError):
-    """A row that fits no format; the message names the source and the number of the row."""
 
 
 def sources(data_args: DataArguments, stage: str) -> list[dict]:
@@ -66,7 +58,8 @@ def load_source(source: dict, data_args: DataArguments, stage: str) -> tuple[Row
     if name.startswith("reasoning-gym/") and not path.exists():
         return _make_task(name, source.get("task_settings", data_args.task_settings), data_args)
     if path.exists():
-        splits = _load_local(path, data_args.dataset_streaming)
+        with one_line_errors(name):
+            splits = load_files(path, data_args.dataset_streaming)
     elif _is_path(name):
         raise ValueError(f"dataset_name={name}: no such file or folder")
     else:
@@ -77,7 +70,19 @@ def load_source(source: dict, data_args: DataArguments, stage: str) -> tuple[Row
             f"{name} has no split {train_split!r}, it has {sorted(splits)}; choose with --dataset_train_split"
         )
     test = next((splits[key] for key in (data_args.dataset_test_split, "validation") if key in splits), None)
-    return splits[train_split], test
+    return _with_names(splits[train_split]), None if test is None else _with_names(test)
+
+
+def _with_names(data: Rows) -> Rows:
+    """The data with the names of a ClassLabel in the column `answer` instead of its numbers, unless it has choices."""
+    label = (data.features or {}).get("answer")
+    if not isinstance(label, ClassLabel) or choices_of(next(iter(data), {})):
+        return data
+
+    def named(row: dict) -> dict:
+        return {"answer": None if row["answer"] is None else label.int2str(row["answer"])}
+
+    return data.map(named, features=Features({**(data.features or {}), "answer": Value("string")}))
 
 
 def _make_task(name: str, settings: dict | str | None, data_args: DataArguments) -> tuple[Dataset, Dataset]:
@@ -97,48 +102,12 @@ def _make_task(name: str, settings: dict | str | None, data_args: DataArguments)
 
 
 def _is_path(name: str) -> bool:
-    return (
-        name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name.removesuffix(".gz")).suffix in _BUILDERS
-    )
+    return name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name.removesuffix(".gz")).suffix in BUILDERS
 
 
 def _load_hub(name: str, config: str | None, streaming: bool) -> dict:
     with one_line_errors(name):
         return dict(load_dataset(name, config, streaming=streaming))
-
-
-def _load_local(path: Path, streaming: bool) -> dict:
-    """Reads files by split, which in a folder their names give: `validation.jsonl.gz`, `test/part1.txt`."""
-    files = _files(path)
-    kind = _kind(files[0]) if files else None
-    if kind is None or any(_kind(file) != kind for file in files):
-        found = ", ".join(sorted({p.name for p in files})[:5]) or "no data file"
-        raise ValueError(f"{path}: expected files of one kind ({' '.join(_BUILDERS)}, also .gz), found {found}")
-    empty = [str(file) for file in files if file.stat().st_size == 0]
-    if empty:
-        raise ValueError(f"{empty[0]} is empty; remove it or fill it")
-    by_split: dict[str, list[str]] = {}
-    for file in files:
-        split = _split_of(str(file.relative_to(path))) if path.is_dir() else "train"
-        by_split.setdefault(split, []).append(str(file))
-    with one_line_errors(str(path)):
-        if kind == "text":
-            return dict(load_dataset("text", data_files=by_split, streaming=streaming, sample_by="document"))
-        return dict(load_dataset(kind, data_files=by_split, streaming=streaming))
-
-
-def _kind(path: Path) -> str | None:
-    return _BUILDERS.get(Path(path.name.removesuffix(".gz")).suffix) if path.is_file() else None
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob("*") if _kind(p)) if path.is_dir() else [path]
-
-
-def _split_of(name: str) -> str:
-    words = re.split(r"[^a-z]+", name.lower())
-    split = next((word for word in words if word in _TEST_NAMES), "train")
-    return split if split in ("train", "test") else "validation"
 
 
 @contextmanager
@@ -158,33 +127,10 @@ def one_line_errors(name: str) -> Generator[None]:
     except RowError:
         raise
     except Exception as error:
-        files = _files(Path(name)) if Path(name).exists() else []
-        problem = next(filter(None, map(_first_problem, files)), None)
+        files = files_of(Path(name)) if Path(name).exists() else []
+        problem = next(filter(None, map(first_problem, files)), None)
         if problem is None:
             cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
             text = one_line(cause, longest=300, with_type=True)
             problem = f"dataset_name={name} cannot be read; mend it or choose another: {text}"
         raise ValueError(problem) from error
-
-
-def _first_problem(file: Path) -> str | None:
-    """The line at which reading fails. This reads slowly, so only after the fast reader has failed."""
-    suffix = Path(file.name.removesuffix(".gz")).suffix
-    if suffix == ".parquet":
-        return None
-    number = 0
-    with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):  # noqa: B007 (named in the messages)
-                text = line.decode("utf-8")
-                if suffix == ".jsonl" and text.strip():
-                    json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8")
-        except UnicodeDecodeError as error:
-            return f"{file} line {number}: not UTF-8 (byte {error.object[error.start]:#04x}); convert it to UTF-8"
-        except UnicodeEncodeError:
-            return f"{file} line {number}: half a surrogate pair, which is not a character; mend or remove the line"
-        except json.JSONDecodeError as error:
-            return f"{file} line {number}: broken JSON ({error.msg} at column {error.colno}); mend or remove the line"
-        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-            return f"{file}: an incomplete or broken gzip file ({error}); fetch it again"
-    return None if number else f"{file} is empty; remove it or fill it"
