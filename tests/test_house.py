@@ -66,7 +66,7 @@ MAY_IMPORT = {
 KNOWS_ONLY = {
     "fourstage/ppo/functional.py": {"torch"},
     "fourstage/report": {"jinja2", "matplotlib"},
-    "fourstage/verifiers": {"math_verify"},
+    "fourstage/verifiers": {"math_verify", "sympy"},
 }
 
 

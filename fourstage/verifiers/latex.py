@@ -1,52 +1,47 @@
 """The verifier `math`: is the answer of a completion, in LaTeX or in prose, the same mathematics as the right one?
 
-math-verify (extra `math`) decides whether they are equal, in a process that is killed at its deadline
-(latex_worker.py). The guards in this file come first; they read at most the last 4,096 characters of a completion and
-512 of its answer.
+latex_answer.py finds the answer and latex_signs.py puts it into LaTeX. math-verify (extra `math`), guarded by
+latex_same.py, decides whether both are equal, in a process that is killed at its deadline (latex_worker.py). The guards
+in this file come before that; they read at most 512 characters of an answer.
 """
 
 import functools
 import importlib.util
 import re
-import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from fourstage.verifiers.latex_answer import located, of_part
+from fourstage.verifiers.latex_signs import LENGTH, as_latex
 from fourstage.verifiers.latex_worker import Worker
 from fourstage.verifiers.text import Completions, final_part, text_of
 
 # The most that an answer may have; in brackets, the most that any of 4,500 MATH answers has.
-LENGTH = 512  # characters (81)
 DEPTH = 20  # brackets within one another (3)
 DIGITS = 100  # digits of one number (8)
 EXPONENT = 10_000  # an exponent, or a number in an answer with a factorial (2007)
-SECONDS = 1.0  # processor time of one comparison; on the clock it may take 1.4 times as long
-BUDGET = 6.0  # wall seconds that one call may lose to comparisons cut off; after that each still has 0.02
+SECONDS = 2.0  # processor time of one comparison, and of reading a right answer
 
-_ANSWER_CUE = re.compile(r"\banswers?\b(?:[^.:=\n]{0,60}?\b(?:is|are)\b|\s?[:=])\s?:?", re.I)
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s?\{([^{}]*)\}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _FUNCTION = re.compile(r"(?<![\\A-Za-z])(sqrt|pi|sin|cos|tan|ln|log)(?![A-Za-z])")
 _ATOM = re.compile(r"[-+]?(?:\d+|\\?[A-Za-z]+|.)?")
-_SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
-_SIGNS = str.maketrans(
-    {"\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u00f7": r"\div ", "\u03c0": r"\pi "}
-    | {"\u221e": r"\infty ", "\u2264": r"\le ", "\u2265": r"\ge ", "\u00b0": r"^\circ ", "\t": " ", "\n": " "}
-)
 
 
 def math(completions: Completions, answer: Sequence[object], **kwargs: object) -> list[float | None]:
     r"""1.0 where math-verify calls the completion's answer equal to the row's `answer`, else 0.0.
 
-    The answer of a completion is the part that it marks (`text.final_part`: `\boxed{}`, `####` or `<answer>`, after its
-    last `</think>`); without a mark, the text after the last "answer is" or "answer:", or otherwise its last line. Of
-    `answer` it is the marked part, or all of it where nothing is marked.
+    The answer of a completion is the part that it marks (`\boxed{}`, `####` or `<answer>`, after its last `</think>`;
+    boxes that "and" or a comma joins are one list), or the text after a later "the answer is"; without a mark, what its
+    last sentence with mathematics in it says. Of `answer` it is the marked part, or all of it where nothing is marked.
 
-    An answer scores 0.0 too if the guards refuse it (over 512 characters, over 20 brackets deep, over 100 digits in a
-    row, exponents over 10,000, powers of powers of powers), or if the comparison takes over a second. None is only for
-    a row whose `answer` is missing, refused or unreadable. A call loses about 6 seconds at most to slow comparisons;
-    those after that are cut off sooner.
+    An answer scores 0.0 too if the guards refuse it: over 512 characters, over 20 brackets deep, over 100 digits in a
+    row, exponents over 10,000, powers of powers of powers. So does a false equation, a list for a tuple, and "not 7".
+
+    None where a row's `answer` is missing, refused or unreadable, and where the comparison takes over 2 seconds of
+    processor time, which says nothing about the answer. A reward depends on its completion and `answer` alone, not on
+    its batch or on how busy the machine is.
 
     Math-verify is lenient: it ignores units, degrees and percent signs, 10_5 equals 10, and 1/3 equals 0.333333. Two
     rules are ours: numbers with different bases differ, and equal texts are always equal.
@@ -59,12 +54,13 @@ def math(completions: Completions, answer: Sequence[object], **kwargs: object) -
     if importlib.util.find_spec("math_verify") is None:
         raise ValueError('reward function math needs math-verify; try: pip install "fourstage[math]"')
     golds = [_gold(right) for right in answer]
-    answers = [_answer(text_of(completion), right) for completion, right in zip(completions, answer, strict=True)]
-    pairs = list(zip(golds, answers, strict=True))
-    verdicts, undecided = _decide_at_sight(pairs)
-    compared = _compare([(_as_latex(gold), _as_latex(answer)) for gold, answer in undecided])
-    verdicts |= zip(undecided, compared, strict=True)
-    return [verdicts[pair] for pair in pairs]
+    answers = [_answers(text_of(completion), right) for completion, right in zip(completions, answer, strict=True)]
+    rows = list(zip(golds, answers, strict=True))
+    verdicts, undecided = _decide_at_sight(rows)
+    compared = _compare([(gold, answer) for gold, answers in undecided for answer in answers])
+    for gold, texts in undecided:
+        verdicts[gold, texts] = _best([compared[gold, text] for text in texts])
+    return [verdicts[row] for row in rows]
 
 
 def worker_counts() -> dict[str, int]:
@@ -75,52 +71,55 @@ def worker_counts() -> dict[str, int]:
     return {"deadline": 0, "died": 0, **_worker().counts}
 
 
-# The answer of a text
+# The texts that are compared
 
 
-def _answer(text: str, right: object) -> str | None:
-    """The answer of a completion; one that is the right answer, word for word, is not searched for a last line."""
-    return _gold(right) if text == right else located(text)
-
-
-def located(text: str) -> str | None:
-    """The final answer of a completion, cleaned; None where there is none or the guards refuse it."""
-    part, is_marked = final_part(text)
-    return _clean(part if is_marked and not _ANSWER_CUE.search(part) else _unmarked_answer(part))
+def _answers(text: str, right: object) -> tuple[str, ...]:
+    """What may be the answer of a completion, in LaTeX; one that equals the right answer as text is not searched."""
+    found = [str(right)] if text.strip() == str(right).strip() else located(text)
+    gold = _gold(right) or ""
+    found = found[:1] if "," not in gold or re.fullmatch(r"[(\[].*", gold) else found  # only a list has several boxes
+    texts = [latex for latex in map(_checked, found) if latex]
+    if re.fullmatch(r"-?\d*\.\d+", gold):
+        texts = [re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", text) for text in texts]  # 2,74 as some countries write it
+    if not re.search(r"(?<![\\A-Za-z])[A-Za-z]", gold):
+        texts = [
+            re.sub(r"(?<=[\d}])\s?(?:[mgshLNJWVKCF]|[a-z]{1,3}/[a-z]{1,3})(?:\^\{?[23]\}?)?$", "", text)
+            for text in texts
+        ]
+    return tuple(dict.fromkeys(texts))
 
 
 def _gold(right: object) -> str | None:
-    """The right answer of a row, cleaned; None where it is missing, neither text nor a number, or refused."""
+    """The right answer of a row, in LaTeX; None where it is missing, neither text nor a number, or refused."""
     if isinstance(right, bool) or not isinstance(right, str | int | float) or right != right:
         return None
-    part, is_marked = final_part(str(right))
-    return _clean(part if is_marked else str(right))
+    return _gold_of_text(str(right))
 
 
-def _unmarked_answer(text: str) -> str:
-    """What follows the last "answer is" in its sentence; otherwise the last line, or the formula that it closes."""
-    cue = max(_ANSWER_CUE.finditer(text), key=re.Match.start, default=None)
-    if cue is not None:
-        lines = text[cue.end() :].strip(" *:\n").splitlines()
-        return lines[0].partition(". ")[0] if lines else ""
-    lines = [line for line in text.splitlines() if line.strip()]
-    last = lines[-1].strip() if lines else ""
-    return text[text.rstrip("$\\] \n").rfind("\n") + 1 :] if last in ("$$", "\\]") else last
+@functools.lru_cache(maxsize=10_000)
+def _gold_of_text(text: str) -> str | None:
+    part, is_marked = final_part(text)
+    if r"\boxed" in text or (not is_marked and len(part) > LENGTH):
+        return next((latex for latex in map(_checked, located(text)) if latex), None)
+    return _checked(of_part(part, is_gold=True) or part)
 
 
-def _clean(text: str) -> str | None:
-    """The answer in ASCII, without invisible signs and markup; None where nothing is left or the guards refuse it."""
-    if len(text) > LENGTH:
-        return None
-    text = _SUPERSCRIPT.sub(lambda power: f"^{{{''.join(str(unicodedata.digit(d)) for d in power[0])}}}", text)
-    text = "".join(
-        str(unicodedata.decimal(sign)) if sign.isdecimal() else sign
-        for sign in text.translate(_SIGNS)
-        if unicodedata.category(sign) not in ("Cc", "Cf", "Cs", "Co", "Cn")
-    )
-    text = re.sub(r"(?<=\d)(?:\{,\}|,\s?\\!)\s?(?=\d{3})", "", text)  # 12{,}345 and 12,\!345
-    text = text.strip().strip("*`").strip().removesuffix(".").strip()
-    return None if not text or refused(text) else text
+def _checked(text: str) -> str | None:
+    """An answer as math-verify should read it; None where nothing is left or the guards refuse it."""
+    latex = as_latex(text)
+    return None if latex is None or refused(latex) else _as_formula(latex)
+
+
+def _as_formula(text: str) -> str:
+    """Functions and words of an answer as LaTeX's; 5e3 as a power of ten; 1 250 as one number; no words at the end."""
+    if not set(map(str.lower, _WORD.findall(text))) - {"sqrt", "sin", "cos", "tan", "log"}:
+        text = _FUNCTION.sub(r"\\\1", text)
+    text = re.sub(r"^(-?\d+(?:\.\d+)?)[eE]\+?(-?\d{1,4})$", r"\1 \\times 10^{\2}", text)
+    text = text.replace(" ", "") if re.fullmatch(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?", text) else text
+    if _WORD.search(text) and re.fullmatch(r"[A-Za-z ,;'-]+", text):
+        return rf"\text{{{text}}}"
+    return re.sub(r"(?<=\d)(?: [A-Za-z]{3,})+$", "", text)
 
 
 # The guards
@@ -190,23 +189,28 @@ def _power(base: str, power: str) -> int:
 
 
 def _decide_at_sight(
-    pairs: Sequence[tuple[str | None, str | None]],
-) -> tuple[dict[tuple[str | None, str | None], float | None], list[tuple[str, str]]]:
-    """(verdicts of those pairs of gold and answer that need no mathematics, the other pairs, each once)."""
-    verdicts: dict[tuple[str | None, str | None], float | None] = {}
+    rows: Sequence[tuple[str | None, tuple[str, ...]]],
+) -> tuple[dict[tuple[str | None, tuple[str, ...]], float | None], list[tuple[str, tuple[str, ...]]]]:
+    """(rewards of those pairs of gold and possible answers that need no mathematics, the others, each once)."""
+    verdicts: dict[tuple[str | None, tuple[str, ...]], float | None] = {}
     undecided = []
-    for gold, answer in dict.fromkeys(pairs):
+    for gold, answers in dict.fromkeys(rows):
         if gold is None:
-            verdicts[gold, answer] = None
-        elif answer is None:
-            verdicts[gold, answer] = 0.0
-        elif _normal_form(gold) == _normal_form(answer):
-            verdicts[gold, answer] = 1.0
-        elif _have_different_bases(gold, answer):
-            verdicts[gold, answer] = 0.0
+            verdicts[gold, answers] = None
+        elif _normal_form(gold) in map(_normal_form, answers):
+            verdicts[gold, answers] = 1.0
+        elif all(re.fullmatch(r"-?\d+", text) for text in (gold, *answers)):
+            verdicts[gold, answers] = float(int(gold) in map(int, answers))
+        elif all(_have_different_bases(gold, text) or re.search(r"\d\s+\d", text) for text in answers):
+            verdicts[gold, answers] = 0.0
         else:
-            undecided.append((gold, answer))
+            undecided.append((gold, answers))
     return verdicts, undecided
+
+
+def _best(verdicts: Sequence[bool | None]) -> float | None:
+    """1.0 if one is right; None if one of the others ran out of time; else 0.0."""
+    return 1.0 if True in verdicts else None if None in verdicts else 0.0
 
 
 def _have_different_bases(gold: str, answer: str) -> bool:
@@ -223,43 +227,27 @@ def _normal_form(text: str) -> str:
     return text.casefold() if len(text) > 2 and text.isalpha() else text
 
 
-def _as_latex(text: str) -> str:
-    """The answer as math-verify should read it: as LaTeX, as words, or as prose in which it looks for a number."""
-    if not set(map(str.lower, _WORD.findall(text))) - {"sqrt", "sin", "cos", "tan", "log"}:
-        text = _FUNCTION.sub(r"\\\1", re.sub(r"(?<!\\)sqrt\s?\(([^()]*)\)", r"\\sqrt{\1}", text))
-    text = re.sub(r"^(-?\d+(?:\.\d+)?)[eE]\+?(-?\d{1,4})$", r"\1 \\times 10^{\2}", text)
-    text = text.replace(" ", "") if re.fullmatch(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?", text) else text
-    if re.search(r"(?<!\\)\$|\\\(|\\\[", text):
-        return text
-    if _WORD.search(text) and re.fullmatch(r"[A-Za-z ,;'-]+", text):
-        return rf"$\text{{{text}}}$"
-    if "\\" not in text and _WORD.search(text):
-        return text
-    text = re.sub(r"(?<!\\)%", r"\\%", re.sub(r"(?: [A-Za-z]{3,})+$", "", text))
-    return f"${text}$"
-
-
 @functools.cache
 def _worker() -> Worker:
     return Worker()
 
 
-def _compare(pairs: list[tuple[str, str]]) -> list[float | None]:
+def _compare(pairs: list[tuple[str, str]]) -> dict[tuple[str, str], bool | None]:
     if not pairs:
-        return []  # no worker is needed
+        return {}  # no worker is needed
     before = Counter(_worker().counts)
-    verdicts = _worker().compare(pairs, SECONDS, BUDGET)
+    verdicts = _worker().compare(pairs, SECONDS)
     for cause in _worker().counts - before:
         _warn_once(cause)
-    return [None if verdict is None else float(verdict) for verdict in verdicts]
+    return verdicts
 
 
 @functools.cache
 def _warn_once(cause: str) -> None:
     events = {
-        "deadline": f"a comparison took over {SECONDS:g} s and was cut off; it counts as wrong",
-        "died": "the process that compares answers died, perhaps of a lack of memory, and was replaced; its comparison "
-        "counts as wrong",
+        "deadline": f"a comparison took over {SECONDS:g} s of processor time and was cut off; its reward is None",
+        "died": "a process that compares answers died, perhaps of a lack of memory, and was replaced; a comparison "
+        "that ends it twice has the reward None",
     }
     warnings.warn(
         f"verifier math: {events[cause]}. This warning is given once; worker_counts() counts every case", stacklevel=2
