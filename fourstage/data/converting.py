@@ -251,9 +251,10 @@ def convert_all(parts: Sequence[tuple[Rows, str]], reader: Reader) -> list[Rows]
         rows, columns = _convert(data, reader, name, None)
         converted.append(rows)
         unused[name] = unused.get(name, set()) | columns
-    for name in unused:
-        if unused[name]:
-            print(f"{name}: columns {', '.join(sorted(unused[name]))} are not used")
+    for name, columns in unused.items():
+        if columns:
+            said = "column {} is" if len(columns) == 1 else "columns {} are"
+            print(f"{name}: {said.format(', '.join(sorted(columns)))} not used")
     extras = {extra for rows in converted for extra in extras_of(rows.features)}
     return [
         rows if extras_of(rows.features) == extras else _convert(data, reader, name, extras)[0]

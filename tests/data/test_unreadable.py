@@ -261,7 +261,7 @@ def test_unused_columns_are_named_once(tmp_path, capsys, streaming):
     assert "not used" not in capsys.readouterr().out  # they go to the rewards
     write(tmp_path / "a.jsonl", [{"prompt": f"q{i}", "input": "x"} for i in range(9)])
     load_prompts(DataArguments(**args), 0)
-    assert "a.jsonl: columns input are not used\n" in capsys.readouterr().out
+    assert "a.jsonl: column input is not used\n" in capsys.readouterr().out
 
 
 def test_tokens_are_counted_with_tools_and_settings(tokenizer):
