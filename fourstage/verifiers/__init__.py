@@ -9,20 +9,23 @@ They need nothing else of fourstage, and only the standard library (`math` also 
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
-from fourstage.verifiers.arithmetic import equations, expression
+from fourstage.verifiers.arithmetic import equations
 from fourstage.verifiers.digits import lump
 from fourstage.verifiers.latex import math
 from fourstage.verifiers.letters import LETTERS, final_letter
 from fourstage.verifiers.numerals import final_amount, gold_amount
-from fourstage.verifiers.text import TAIL, Completions, final_part, plain, text_of
+from fourstage.verifiers.solutions import makes
+from fourstage.verifiers.text import TAIL, Completions, final_part, text_of, visible
 
 __all__ = ["exact", "number", "math", "choice", "countdown", "think_format", "length", "steps"]
 
-_OPERATION = re.compile(r"(?:[-+*/]|\bx) ?[\d(]")
+_FONT = re.compile(r"\\(?:text[a-z]{0,6}|math(?:rm|bf|it|sf|tt)|mbox|operatorname|emph) ?\{([^{}]{0,4096})\}")
+_FENCE = re.compile(r"^\s*```\w{0,20}\n(.*?)\n?```\s*$", re.S)
+_QUOTES = str.maketrans("\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb", '\'\'"""""')
+_MARKUP = "*_`\"'$ "
 _ANSWER_PREFIX = re.compile(
     r"^\W*(?:so |thus,? |therefore,? )?(?:the )?(?:final |correct )?answer(?: is|:)\W{0,3}", re.I
 )
@@ -49,8 +52,11 @@ def _readings(text: str) -> set[str]:
 
 
 def _normal(text: str) -> str:
+    for _ in range(3):  # as deep as \\textbf{\\text{Rome}}, and one more
+        text = _FONT.sub(r"\1", text)
+    text = _FENCE.sub(r"\1", text.translate(_QUOTES)).replace("\\ ", " ")
     words = " ".join(unicodedata.normalize("NFKC", text).lower().split())
-    return words.strip("*_`\"' ").removesuffix(".").strip("*_`\"' ")
+    return words.strip(_MARKUP).removesuffix(".").strip(_MARKUP)
 
 
 def number(
@@ -94,10 +100,11 @@ def countdown(
 ) -> list[float | None]:
     r"""1.0 where the completion's final expression has the value `target` and uses each of `nums` exactly once.
 
-    The expression is in the last line or sentence of `text.final_part` that has an operator. Words may precede it, and
-    "= value" may follow if that is true. It consists of + - * / (also x, ÷, \times, \div, \frac{a}{b}), parentheses and
-    the numbers as given, without signs or powers; `arithmetic.expression` documents its limits. Values are exact
-    fractions; a division by zero is wrong. None where `nums` or `target` is missing or not made of numbers.
+    The expression is in the last line or sentence of `text.final_part` that has an operator. Words may stand on both
+    sides, and so may "= value" if that is true; `solutions.makes` documents the rest. It consists of + - * / (also x,
+    ÷, \times, \div, \frac{a}{b}), parentheses and the numbers as given, without signs or powers;
+    `arithmetic.expression` documents its limits. Values are exact fractions; a division by zero is wrong. None where
+    `nums` or `target` is missing or not made of numbers.
 
     Example: nums [25, 2, 60], target 87: "(25 + 2) + 60 = 87" -> 1.0; "25 + 62", "87", "25 * 2 + 60" -> 0.0.
     """
@@ -108,13 +115,13 @@ def countdown(
         if numbers is None or goal is None:
             rewards.append(None)
         else:
-            rewards.append(_makes(text_of(completion), numbers, goal))
+            rewards.append(float(makes(text_of(completion), numbers, goal)))
     return rewards
 
 
 def _all_fractions(values: object) -> list[Fraction] | None:
     """The values of a list of numbers; None where it is empty or not a list of numbers."""
-    if not isinstance(values, Sequence) or not values:
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes) or not values:
         return None
     fractions = [fraction for fraction in map(_as_fraction, values) if fraction is not None]
     return fractions if len(fractions) == len(values) else None
@@ -126,23 +133,6 @@ def _as_fraction(value: object) -> Fraction | None:
     text = str(value).strip()
     size = lump(text.removeprefix("-"))
     return -size if size is not None and text.startswith("-") else size
-
-
-def _makes(text: str, numbers: list[Fraction], goal: Fraction) -> float:
-    """1.0 where the last expression of a text uses each of `numbers` once and has the value `goal`, else 0.0."""
-    sentences = re.split(r"\n|[.](?=\s)", plain(final_part(text)[0]))
-    last = next((sentence for sentence in reversed(sentences) if _OPERATION.search(sentence)), "")
-    equation = re.sub(r"^[A-Za-z ,'\"]*", "", last.rpartition(":")[2]).rstrip(" .\t")
-    texts = equation.split("=")
-    sides = [side for side in (expression(_round_brackets(text)) for text in texts) if side is not None]
-    if len(sides) < len(texts) or any(side.operators for side in sides[1:]):
-        return 0.0
-    return float(all(side.value == goal for side in sides) and Counter(sides[0].numbers) == Counter(numbers))
-
-
-def _round_brackets(text: str) -> str:
-    """The text with parentheses in place of [ ] and { }."""
-    return text.translate(str.maketrans("[]{}", "()()"))
 
 
 def think_format(completions: Completions, prompts: Completions | None = None, **kwargs: object) -> list[float]:
@@ -164,7 +154,7 @@ def _thinks(text: str) -> float:
     text = text.lstrip()
     reasoning, close, rest = text.removeprefix("<think>").partition("</think>")
     tags = text.count("<think>"), text.count("</think>")
-    return float(text.startswith("<think>") and tags == (1, 1) and bool(reasoning.strip()) and bool(rest.strip()))
+    return float(text.startswith("<think>") and tags == (1, 1) and visible(reasoning) and visible(rest))
 
 
 def length(

@@ -24,6 +24,12 @@ _TAG = re.compile(r"(?<!<)</?[a-z]{1,20}>")  # an end tag ends the equation befo
 _ANNOTATION = re.compile(r"<<([^<>\n]{1,200})>>")
 _NUMBERED = re.compile(r"^[ \t]{0,8}\(?\d{1,2}\)(?=[ \t])", re.M)
 
+# 4 cats + 3 cats, if an equals sign follows
+_WITH_UNITS = re.compile(
+    rf"(?<![\w.,:\u2009])(?:{NUMBER}) [A-Za-z]{{2,20}}(?: ?[-+*/x] ?(?:{NUMBER})(?: [A-Za-z]{{2,20}})?){{1,20}}(?= ?=)"
+    rf"|(?<![\w.,:\u2009])(?:{NUMBER})(?: ?[-+*x] ?(?:{NUMBER})){{1,20}} [A-Za-z]{{2,20}}(?= ?=)"
+)
+
 # Runs of arithmetic stand between words. A word of arithmetic (half of, 3 times 4) or other mathematics spoils a run.
 _PIECE = re.compile(
     rf"{NUMBER}|(?P<word>[A-Za-z][A-Za-z'-]*)|(?P<arrow>=>|[!<>]=|->|=/=)|[-+*/()=% \t\u2009]"
@@ -174,6 +180,8 @@ def equations(text: str) -> list[Equation]:
     have letters, powers, roots or words in a side, or no operator in either. The first 8,192 characters are read, and
     the first 100 equations.
 
+    One unit, as in 4 cats + 3 cats = 7 cats, does not count.
+
     Example: "6*2=<<6*2=12>>12, then 12 - 5 = 8" -> [6*2=12, 12-5=8], of which the first holds.
     """
     by_key: dict[tuple, Equation] = {}
@@ -188,12 +196,20 @@ def equations(text: str) -> list[Equation]:
 
 
 def _equations(text: str) -> Iterator[Equation]:
-    for run in _arithmetic_runs(text):
+    for run in _arithmetic_runs(_WITH_UNITS.sub(_without_units, text)):
         if "=" not in run:
             continue
         exact = _pairs(run)
         loose = _pairs(run.replace("%", "")) if "%" in run else exact
         yield from (first if first.holds else second for first, second in zip(exact, loose, strict=False))
+
+
+def _without_units(match: re.Match) -> str:
+    """A sum without its unit, if it has the same throughout; a product may have several."""
+    words = {word.lower().rstrip("s") for word in re.findall("[A-Za-z]{2,}", match[0])}
+    if len(words) > 1 and re.search("[-+/]", match[0]) or any(map(_SPOILING.fullmatch, words)):
+        return match[0]
+    return re.sub("[A-Za-z]{2,}", "", match[0])
 
 
 def _pairs(run: str) -> list[Equation]:

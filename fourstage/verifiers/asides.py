@@ -9,10 +9,10 @@ _DENIAL = r"not|\w{1,9}n't|never|neither|cannot be|instead of|rather than|other 
 _COMPARED = r"more|less|fewer|greater|larger|smaller|higher|lower"
 _DENIED = re.compile(
     rf"(?<![a-z])(?:{_DENIAL})(?: (?:be|exactly|just|only|equal to|the))?(?: an?)?"
-    rf" {_N}(?:(?:,| or| nor|, or)+ {_N}){{0,9}}"
+    rf" {_N}(?:(?:, (?:or |nor )?| or | nor ){_N}){{0,9}}"
     rf"|(?:n't|\bnot|\bcannot) (?:think|believe|say|sure|certain|know|tell|determine|clear)\b[^.\d\n]{{0,20}}{_N}"
-    rf"|(?:(?:{NUMBER}) ?(?:times )?)?(?<!no )(?<!not )\b(?:{_COMPARED}) than {_N}"
-    rf"|{_N} (?:is|was|would be) (?:wrong|incorrect|not\b|impossible|too [a-z]+)",
+    rf"|(?:(?<![\d.,:\u2009])(?:{NUMBER}) ?(?:times )?)?(?<!no )(?<!not )\b(?:{_COMPARED}) than {_N}"
+    rf"|(?<![\d.,:\u2009]){_N} (?:is|was|would be) (?:wrong|incorrect|not\b|impossible|too [a-z]+)",
     re.I,
 )
 _BRACKETS = re.compile(r"\([^()\n]{1,200}\)")

@@ -42,7 +42,7 @@ _MONEY = re.compile(r"([$\u20ac\u00a3\u00a5\u20b9] ?\d[\d,]*(?:\.\d+)?) ?(k|mn?|
 _THOUSANDS = re.compile(r"(?<![\w$({=+*/^.,-])(?<!= )(\d[\d,]*(?:\.\d+)?)k(?![\w$^)}+*/=-])(?! ?[-+*/=])")
 _DECIMAL_THOUSANDS = re.compile(r"(\d\.\d+)k(?![\w^])")
 _SCALES = {"k": "thousand", "m": "million", "b": "billion"}
-_LABEL = re.compile(r"\s*[(\[]?[A-J][).:\]]{1,2}\s(?=\s*\S)")
+_LABEL = re.compile(r"\A\s{0,9}[(\[]?[A-J][).:\]]{1,2}\s(?=\s*\S)")
 _SIGN = re.compile(r"^\s*([->])\s+(?=[\d.$\\])")
 _PLAIN = re.compile(r" {0,9}-?[0-9]{1,20}(?:\.[0-9]{1,20})?\.? {0,9}")  # needs no more than a glance
 

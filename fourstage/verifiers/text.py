@@ -107,10 +107,9 @@ def _own_turn(text: str) -> str:
     return text[: problem.start()] if problem else text
 
 
-def visible(text: str) -> str:
-    """The text without tags, special tokens, white space and signs that nobody sees."""
-    text = _UNSEEN_TAG.sub("", text)
-    return "".join(c for c in text if unicodedata.category(c)[0] not in "CZM" or c == "\ufffd")
+def visible(text: str) -> bool:
+    """Whether a text holds more than tags, special tokens, white space and signs that nobody sees."""
+    return any(unicodedata.category(sign)[0] not in "CZM" for sign in _UNSEEN_TAG.sub("", text))
 
 
 def _marks(text: str) -> list[tuple[int, int, str]]:

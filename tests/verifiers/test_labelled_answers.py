@@ -21,7 +21,6 @@ SECOND = {
     ("number", "19", "19 19 19 19 19 19 19 19"): "rewarding a loop would teach loops: verifier",
     ("math", "(2,5)", "\\boxed{2, 5}"): "math-verify takes a list for a tuple: label",
     ("choice", "B", "B B B B"): "rewarding a loop would teach loops: verifier",
-    ("countdown", "42", "3(5 + 9) = 42"): "a product without a sign, which the rules do not give: either",
 }
 SETS = {"labelled_answers.jsonl": FIRST, "labelled_answers_second.jsonl": SECOND}
 
