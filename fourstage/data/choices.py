@@ -10,6 +10,7 @@ _ONE_EACH = (("sol1", "sol2"), ("opa", "opb", "opc", "opd"))  # PIQA, MedMCQA
 _DISTRACTORS = ("distractor1", "distractor2", "distractor3")  # SciQ
 _LISTS = ("options", "choices", "endings")
 _STEMS = ("question_stem", "goal", "ctx")
+_TELLING = frozenset((*_LISTS, *(names[0] for names in _ONE_EACH), _DISTRACTORS[0]))
 # The columns that the prompt of a multiple choice and its letter replace.
 COLUMNS = (*_RIGHT, *_LISTS, *_STEMS, *_DISTRACTORS, *(name for names in _ONE_EACH for name in names), "labels")
 
@@ -41,8 +42,9 @@ def question_of(row: Mapping) -> Mapping:
         return {**row, "question": nested["stem"], "choices": nested.get("choices", row.get("choices"))}
     if row.get("problem") is not None:
         return {**row, "question": row["problem"]}
-    stems = (row[name] for name in _STEMS if row.get(name) is not None) if choices_of(row) else ()
-    return row if row.get("question") is not None else {**row, "question": next(iter(stems), None)}
+    if nested is not None or choices_of(row) is None:
+        return row
+    return {**row, "question": next((row[name] for name in _STEMS if row.get(name) is not None), None)}
 
 
 def choices_of(row: Mapping) -> Choices | None:
@@ -51,6 +53,8 @@ def choices_of(row: Mapping) -> Choices | None:
     Raises:
         ValueError: for a column of choices that is not understood, or more choices than there are letters.
     """
+    if row.keys().isdisjoint(_TELLING):
+        return None
     for column in _LISTS:
         value = row.get(column)
         if value and any(one is not None for one in (value.values() if isinstance(value, Mapping) else value)):
@@ -74,6 +78,8 @@ def _read(value: object, column: str) -> tuple[list, list[str]]:
         if all(isinstance(text, str) for text in filled.values()) and not {"text", "label"} & filled.keys():
             return list(filled.values()), list(filled)
     elif isinstance(value, Sequence) and not isinstance(value, str):
+        if all(type(one) is str for one in value):
+            return list(value), []
         if not any(isinstance(one, Mapping) for one in value):
             return list(value), []
         for label, text in (("label", "text"), ("key", "value")):
@@ -86,14 +92,15 @@ def _read(value: object, column: str) -> tuple[list, list[str]]:
 
 
 def _choices(texts: Sequence[object], labels: list[str], column: str) -> Choices:
-    if not all(isinstance(text, str | int | float) and not isinstance(text, bool) for text in texts):
+    if not all(type(text) in (str, int, float) for text in texts):
         raise ValueError(f"column {column!r} holds {list(texts)!r:.80}; expected texts")
     if labels and len(labels) != len(texts):
         raise ValueError(f"column {column!r} has {len(texts)} choices and {len(labels)} labels; each needs one")
     if not 2 <= len(texts) <= len(LETTERS):
         raise ValueError(f"column {column!r} has {len(texts)} choices; expected 2 to {len(LETTERS)}")
     written = [str(text) for text in texts]
-    lettered = all(text.lstrip(" (")[:2] in (f"{x})", f"{x}.") for text, x in zip(written, LETTERS, strict=False))
+    begun = written[0].lstrip(" (").startswith(("A)", "A."))
+    lettered = begun and all(text.lstrip(" (")[:1] == x for text, x in zip(written, LETTERS, strict=False))
     listed = written if lettered else [f"{x}) {text}" for text, x in zip(written, LETTERS, strict=False)]
     return Choices(written, [label.strip(" ().") for label in labels], listed, column)
 

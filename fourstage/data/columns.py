@@ -55,8 +55,7 @@ def _say_which_counts(rows: list, name: str) -> None:
     """Prints once where right answers are read, if they also stand elsewhere and are not the same there."""
     for row in rows:
         golds = golds_of(row)
-        texts = {str(gold).rpartition("####")[2].strip() for gold in golds.values()}
-        if len(texts) > 1:
+        if len(golds) > 1 and len({str(gold).rpartition("####")[2].strip() for gold in golds.values()}) > 1:
             first, *others = golds
             print(f"{name}: right answers are those of {first!r}; other ones in {', '.join(map(repr, others))}")
             return

@@ -8,16 +8,17 @@ from decimal import Decimal
 from typing import Protocol
 
 from fourstage.data import formats
-from fourstage.data.choices import COLUMNS, Choices, choices_of, question_of, right_letter
+from fourstage.data.choices import COLUMNS, choices_of, question_of, right_letter
 from fourstage.verifiers.calls import is_ours, original
 from fourstage.verifiers.text import final_part
 
 _EXACT = 2**53  # whole numbers up to this one are exact as floats
 
-# Columns with the question or the answer, in one data set or another: `prompt`, `answer` and `derivation` replace them.
-_REPLACED = (*formats.ASKING_COLUMNS, *formats.ANSWERED_COLUMNS, "problem", "answer", "number")
+# Columns with the question or the answer, beside those of `formats`: `prompt` and `answer` replace them.
+_REPLACED = {"problem", "answer", "number"}
 # Where a right answer stands, the first that a row has, and within which mapping.
 _GOLDS = ("answer", "final_answer", "expected_answer", "reward_model.ground_truth", "extra_info.answer", "ground_truth")
+_PLACES = [(place, *place.split(".")) for place in _GOLDS]
 
 
 class ProblemArguments(Protocol):
@@ -44,9 +45,14 @@ def problem_row(row: Mapping, system_prompt: str | None = None) -> dict | str | 
     """
     row = question_of(_with_countdown(row))
     choices = choices_of(row)
-    problem = formats.prompt_row({**_other_columns(row, choices), "prompt": _question(row, choices)})
-    if problem is None:
+    asked = formats.prompt_row({**row, "prompt": _countdown_question(row)} if _is_countdown(row) else row)
+    if asked is None:
         return None
+    replaced = {*_REPLACED, *COLUMNS} if choices else _REPLACED
+    problem = {name: value for name, value in asked.items() if name not in replaced}
+    if choices:
+        *before, last = problem["prompt"]
+        problem["prompt"] = [*before, {**last, "content": "\n".join([last["content"], *choices.listed])}]
     if "number" in row and row["number"] is None and "formula" in row:
         return "without one number for an answer"
     if system_prompt:
@@ -65,10 +71,11 @@ def golds_of(row: Mapping) -> dict[str, object]:
     Example: {"solution": r"So \\boxed{2}.", "final_answer": "2"} -> {"final_answer": "2", "solution": "2"}.
     """
     found = {}
-    for place in ("number", *_GOLDS) if "formula" in row else _GOLDS:
-        column, _, key = place.partition(".")
+    if "formula" in row and row.get("number") is not None:  # ASDiv, whose `answer` has a unit
+        found["number"] = row["number"]
+    for place, column, *keys in _PLACES:
         value = row.get(column)
-        if key:
+        for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
         if value is not None and value != "":
             found[place] = value
@@ -135,11 +142,6 @@ def _required_columns(function: Callable) -> list[str]:
     ]
 
 
-def _other_columns(row: Mapping, choices: Choices | None) -> dict:
-    replaced = (*_REPLACED, *COLUMNS) if choices else _REPLACED
-    return {name: value for name, value in row.items() if name not in replaced}
-
-
 def _with_countdown(row: Mapping) -> Mapping:
     """The row with `nums` and `target`, where its right answer is a mapping of numbers and a target, as in TinyZero."""
     held = row.get("reward_model")
@@ -150,20 +152,16 @@ def _with_countdown(row: Mapping) -> Mapping:
     return {"nums": truth["numbers"], "target": truth["target"]} | others
 
 
-def _question(row: Mapping, choices: Choices | None) -> list[dict] | str:
-    """The question, as one text or as turns."""
-    if row.get("nums") is not None and row.get("target") is not None and row.get("prompt") is None:
-        numbers = ", ".join(str(n) for n in row["nums"])
-        return (
-            f"Use each of the numbers {numbers} exactly once, with + - * / and parentheses, to make {row['target']}. "
-            "Answer with the expression."
-        )
-    converted = formats.prompt_row(row)
-    turns = [] if converted is None else converted["prompt"]
-    if turns and choices:
-        last = turns[-1]
-        turns = [*turns[:-1], {**last, "content": "\n".join([last["content"], *choices.listed])}]
-    return turns
+def _is_countdown(row: Mapping) -> bool:
+    return row.get("nums") is not None and row.get("target") is not None and row.get("prompt") is None
+
+
+def _countdown_question(row: Mapping) -> str:
+    numbers = ", ".join(str(n) for n in row["nums"])
+    return (
+        f"Use each of the numbers {numbers} exactly once, with + - * / and parentheses, to make {row['target']}. "
+        "Answer with the expression."
+    )
 
 
 def _answer(row: Mapping) -> tuple[str | None, str | None]:
