@@ -2,11 +2,13 @@
 
 import functools
 import json
+import re
 from datetime import date, datetime
 from decimal import Decimal
 from types import SimpleNamespace
 
 import pytest
+from helpers import ROOT
 
 from fourstage import verifiers
 from fourstage.arguments import DataArguments
@@ -200,6 +202,16 @@ ROWS = [
 @pytest.mark.parametrize(("row", "problem"), ROWS, ids=[f"{i} {sorted(row)}" for i, (row, _) in enumerate(ROWS)])
 def test_rows_of_known_data_sets(row, problem):
     assert problem_row(row) == problem
+
+
+def test_examples_in_the_documents_are_problems():
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    section = page.partition("## Reasoning tuning: GRPO")[2].partition("\n## ")[0]
+    examples = [json.loads(text) for text in re.findall(r"\| `(\{.*\})` \|$", section, re.M)]
+    assert len(examples) >= 15
+    for row in examples:
+        problem = problem_row(row)
+        assert problem["prompt"][-1]["role"] == "user" and (problem.get("answer") or problem["nums"]), row
 
 
 def test_countdown_asks_with_its_numbers():
