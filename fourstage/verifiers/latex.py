@@ -76,8 +76,10 @@ def worker_counts() -> dict[str, int]:
 
 def _answers(text: str, right: object) -> tuple[str, ...]:
     """What may be the answer of a completion, in LaTeX; one that equals the right answer as text is not searched."""
-    found = [str(right)] if text.strip() == str(right).strip() else located(text)
     gold = _gold(right) or ""
+    if text.strip() == str(right).strip():
+        return (gold,)
+    found = located(text)
     found = found[:1] if "," not in gold or re.fullmatch(r"[(\[].*", gold) else found  # only a list has several boxes
     texts = [latex for latex in map(_checked, found) if latex]
     if re.fullmatch(r"-?\d*\.\d+", gold):

@@ -23,7 +23,14 @@ _FORMULA = re.compile(
     r"|(?<!\\)\$(?P<c>[^$\n]+?)(?<!\\)\$|\\\((?P<d>.+?)\\\)",
     re.S,
 )
-_PROSE_IN_FORMULA = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{4,}(?![A-Za-z(}])")
+_SUM = re.compile(r"\(?\d[\d.,%]*\)?\s?[-+*/x\u2013\u2212\u00d7\u00f7][^A-Za-z\n]*=")
+_UNIT = r"(?!(?:and|or|to|is|are|than|for|by|but|so)\b)[A-Za-z]{2,15}"
+_UNIT_IN_SUM = re.compile(
+    rf"(?<=[\d%])(?:\s?/\s?[A-Za-z]{{1,15}}|\s+{_UNIT}(?: {_UNIT}){{0,2}}(?:/[A-Za-z]{{1,15}})?)"
+    r"\s*(?=[-+*/x\u2013\u00d7\u00f7=]\s?\d|\)\s?/)"
+)
+# What stands between two dollar signs is no formula: "$5 and $6", "5 * $3 = $15".
+_IS_MONEY = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{4,}(?![A-Za-z(}])|[-=+*/(x]\s*$|^\s?\d[\d,.]*[^\\{}]*\s$")
 _FUNCTION = r"(?:sqrt|pi|sin|cos|tan|cot|sec|csc|ln|log|infinity|inf)(?![A-Za-z])"
 # A letter of the prose is mathematics where an operator, a bracket or a digit stands beside it.
 _LETTER = (
@@ -38,14 +45,16 @@ _RUN_OF = [
     _FUNCTION,
     _LETTER,
     r"[-+*/^=<>()\[\]{}|%!_&,;:]",
-    r"[\u00b0-\u00b3\u00b7\u00b9\u00bc-\u00be\u00d7\u00f7\u03c0\u2032\u2070-\u208e\u2150-\u215e\u2205\u2208\u2212]",
+    r"[\u00b0-\u00b3\u00b7\u00b9\u00bc-\u00be\u00d7\u00f7\u03c0\u2032\u2070-\u208e\u2150-\u215e\u2205\u2208\u2013\u2212]",
     r"[\u221a\u221b\u221e\u2229\u222a\u2248\u2260\u2264\u2265]",  # roots, infinity, sets, relations
     r"(?<=\d) ?[xX] ?(?=\d)",
     r"\s(?=\S)",
 ]
 _RUN = re.compile(f"(?:{'|'.join(_RUN_OF)})+")
 _CONTENT = re.compile(r"[\d\x00\u00bc-\u00be\u03c0\u2150-\u215e\u2205\u221e]|\\[A-Za-z]{2,}|[A-Za-z]\s?[-+*/^=<>]")
-_JOINT = re.compile(r"\W{0,3}(?:(?:[a-z]+ ){0,2}(and|or|to|through|,)\W(?:[a-z]+ )?|[,;])\W*", re.I)
+_JOINT = re.compile(
+    r"\W{0,3}(?:(?:[a-z]+ ){0,2}(?:,? ?(and|or)\W|,\W?)(?:[a-z]+ )?|(?:[a-z]+ )?(to|through) |[,;])\W*", re.I
+)
 _THAN = r"(?:less|more|greater|fewer|other|larger|smaller) than"
 # Right before a number: it is not the answer, or one of several.
 _NOT = re.compile(
@@ -57,14 +66,24 @@ _HEDGE = re.compile(
     rf"\b(?:not|between|one of|either|neither|nor|at least|at most|{_THAN}|or (?:more|less|fewer))\b", re.I
 )
 _STRUCK = re.compile(r"\b(?:not|instead of|rather than|out of)\s+[$\\(]*-?\d[\d.,/]*\d?[$\\)]*(?=\W)", re.I)
-_ASIDE = re.compile(r"\s\([^()]*[A-Za-z]{3,}[^()]*\)|,? \b(?:since|because)\b.*|, (?:as|which|where|so) .*", re.S)
-_CONDITION = re.compile(r"\b(?:for(?: all| every| any| each)?|when|where|if|with|given)(?: \w{4,})?\s*$", re.I)
+_ASIDE = re.compile(r"\s\([^()]*[A-Za-z]{3,}[^()]*\)|,? \b(?:since|because)\b.*|, (?:as|which|where) .*", re.S)
+_CONDITION = re.compile(r"\b(?:for(?: all| every| any| each)?|when|where|if|given)(?: \w{4,})?\s*$", re.I)
+_SAID = re.compile(
+    r"(?:\b(?:is|are|was|were|be|equals?|gives?|gets?|leaves?|leaving|total of|have|has|had|so|thus|therefore|hence"
+    r"|means|needs?|takes?)(?: (?:about|only|just|then|thus|exactly|therefore))?|[=:\u2248])\s*$",
+    re.I,
+)
 _LEAD = re.compile(
     r"^(?:(?:so|thus|hence|therefore|and|we have|we get)\b,?\s*)*"
     r"(?:(?:there (?:is|are)|it is|it's|it has|this is|they are|the (?:\w+ ){1,3}(?:is|are|has|have))\s+)?",
     re.I,
 )
-_STOP = re.compile(r"(?<!\bca)(?<!approx)(?<!\be\.g)(?<!\bi\.e)(?<!\bNo)(?<!\bvs)[.!?]+(?=[\s*\"')]|$)|\n|:\s*\n")
+_STOP = re.compile(
+    r"(?<!\bca)(?<!approx)(?<!\be\.g)(?<!\bi\.e)(?<!\bNo)(?<!\bvs)(?<!\bM[rs])(?<!\bMrs)(?<!\bDr)(?<!\bSt)[.!?]+(?=[\s*\"')]|$)|\n|:\s*\n"
+)
+_REFUSAL = re.compile(
+    r"\b(?:not|cannot|no|none|nothing|unknown|impossible|unsure|undefined|infinite|infinitely|wrong|never|neither)\b|n't\b"
+)
 _CLOSING = re.compile(
     r"hope|help|let me know|correct|thank|note|check|question|<\||good luck|that is|that's|this is", re.I
 )
@@ -174,19 +193,17 @@ def _from_prose(text: str) -> str | None:
         answer = _of_sentence(sentence)
         if answer is not None and (answer != sentence.strip() or re.search(r"\d", answer)):
             return answer
-        if not _CLOSING.search(sentence):
+        if _REFUSAL.search(sentence) or (len(sentence.split()) <= 4 and not _CLOSING.search(sentence)):
             return answer
-    return None
+    return _of_sentence(sentences[-1])
 
 
 def _sentences(text: str) -> list[str]:
     """The sentences of a text, at least one; a full stop in a formula ends none."""
-    spans = [match.span() for match in _FORMULA.finditer(text)]
     sentences, start = [], 0
-    for stop in _STOP.finditer(text):
-        if not any(a < stop.start() < b for a, b in spans):
-            sentences.append(text[start : stop.start()])
-            start = stop.end()
+    for stop in _STOP.finditer(_FORMULA.sub(lambda formula: "\x00" * len(formula[0]), text)):
+        sentences.append(text[start : stop.start()])
+        start = stop.end()
     return [sentence for sentence in (*sentences, text[start:]) if sentence.strip(" *\"')_")] or [""]
 
 
@@ -195,7 +212,7 @@ def _of_sentence(sentence: str, from_start: bool = False, anywhere: bool = False
 
     None where it is denied, or where several things are said (`anywhere`).
     """
-    masked, formulas = _masked(sentence)
+    masked, formulas = _masked(sentence.strip())
     masked = _STRUCK.sub(" ", masked)
     shorter = _ASIDE.sub("", masked)
     masked = shorter if _CONTENT.search(shorter) else masked
@@ -214,7 +231,11 @@ def _of_sentence(sentence: str, from_start: bool = False, anywhere: bool = False
     group = groups[0 if first else -1]
     if first and len(groups) > 1 and re.match(r"\s*(?:is|are|equals|was|becomes)\b", masked[group[-1][1] :]):
         group = groups[-1]
-    if _NOT.search(masked[: group[0][0]]) or any(joint in ("to", "through") for *_, joint in group):
+    if not first and not _SAID.search(masked[: group[0][0]]):  # "3 * 30 = 90 miles in 30 days"
+        group = next((g for g in groups[::-1] if "=" in masked[g[0][0] : g[0][1]].strip("=")), group)
+    if (_NOT.search(masked[: group[0][0]]) and not _SUM.match(masked, group[-1][0])) or any(
+        joint in ("to", "through") for *_, joint in group
+    ):
         return None
     texts = [re.sub(r"\x00(\d+)\x00", lambda m: formulas[int(m[1])], masked[a:b]).strip() for a, b, _ in group]
     joints = [rf" \text{{ {joint} }} " if joint in ("and", "or") else ", " for *_, joint in group[1:]]
@@ -230,10 +251,12 @@ def _masked(sentence: str) -> tuple[str, list[str]]:
         return f"\x00{len(formulas) - 1}\x00"
 
     sentence = sentence.replace("\x00", "")
-    if any(_PROSE_IN_FORMULA.search(match["c"] or "") for match in _FORMULA.finditer(sentence)):
-        sentence = re.sub(r"(?<!\\)\$(?=\d)", "", sentence)
+    if any(_IS_MONEY.search(match["c"] or "") for match in _FORMULA.finditer(sentence)):
+        sentence = re.sub(r"(?<!\\)\$\s?(?=\d)", "", sentence)
     sentence = _FORMULA.sub(keep, sentence)
-    return re.sub(r"\\?\$|(?<!\d)\*+|\*+(?!\d)|`", " ", sentence), formulas
+    sentence = re.sub(r"\\?\$|`|(?<!\d)\*\*+|\*\*+(?!\d)", " ", sentence)
+    sentence = re.sub(r"(?<![\w*)])\*(?=\S)([^*\n]{1,80})(?<=\S)\*(?![\w*(])", r" \1 ", sentence)  # *italics*
+    return _UNIT_IN_SUM.sub(" ", sentence), formulas
 
 
 def _trimmed(run: re.Match) -> tuple[int, int]:
@@ -254,8 +277,8 @@ def _grouped(text: str, runs: list[tuple[int, int]]) -> list[list[tuple[int, int
     groups = [[(*runs[0], "")]]
     for before, run in zip(runs, runs[1:], strict=False):
         joint = _JOINT.fullmatch(text[before[1] : run[0]])
-        if joint:
-            groups[-1].append((*run, (joint[1] or ",").lower()))
+        if joint and not _SUM.match(text, run[0]):
+            groups[-1].append((*run, (joint[1] or joint[2] or ",").lower()))
         else:
             groups.append([(*run, "")])
     return groups
