@@ -208,7 +208,7 @@ def test_examples_in_the_documents_are_problems():
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     section = page.partition("## Reasoning tuning: GRPO")[2].partition("\n## ")[0]
     examples = [json.loads(text) for text in re.findall(r"\| `(\{.*\})` \|$", section, re.M)]
-    assert len(examples) >= 15
+    assert len(examples) >= 14
     for row in examples:
         problem = problem_row(row)
         assert problem["prompt"][-1]["role"] == "user" and (problem.get("answer") or problem["nums"]), row
