@@ -31,13 +31,13 @@ _CLOSED = re.compile(
 )
 # Between two numbers: they are a list, alternatives or a range. A word or two may be a unit of the first.
 _LISTING = re.compile(
-    r"[\s\"'}\])%$]*(?:[,;/&~\u2026]|\.{2,3}|[,;]? ?(?:(?:and|or|nor|to|through|till|versus|vs)\b|and/or)"
+    r"[\s\"'}(\])%$]*(?:[,;/&~\u2026]|\.{2,3}|[,;]? ?(?:(?:and|or|nor|to|through|till|versus|vs)\b|and/or)"
     r"(?: (?:maybe|perhaps|possibly|about|even|else))*)[\s\"'{\[($+]*"
 )
 _ALTERNATIVE = re.compile(
     r"(?:[\s\"'}\])%$]*[A-Za-z]{1,20}){1,2},? ?(?:and|or|to) ?[\s\"'{\[($+]*"
     r"|[^.\n]{0,40}\bbut (?:at (?:most|least)|less than|no more than|under|below) "
-    r"|[^.\n]{0,40}\b(?:or|could|might|maybe|perhaps)\b[^.\d\n]{0,30}"
+    r"|[^.\n]{0,40}\b(?:or|could be|might be|maybe|perhaps)\b[^.\d\n]{0,30}"
 )
 _INTRODUCTION = re.compile(
     r"(?:^|[^\w])(?:in|after|for|with|by|on|within|at|per|during|of|from|since|until|if|out of|step|day|year)"
@@ -92,20 +92,15 @@ def amount(text: str, alone: bool, first: int = -1) -> Amount | None:
     numbers = [i for i, run in enumerate(runs) if any(token.kind == "number" for token in run)]
     if not numbers:
         return None
-    values = {i: _value(runs[i], text) for i in numbers[:1] + numbers[-2:]}
     if alone and len(runs) > 1:
-        same = len(runs) == len(numbers) == 2 and _same(*values.values())
-        return values[numbers[-1]] if same and _is_list(text, *runs) else None
+        restated = len(runs) == len(numbers) == 2 and _says_again(text, *runs)
+        return _value(runs[1], text) if restated else None
+    begun = runs[numbers[0]]
     chosen = _result(text, runs, numbers)
-    if first >= runs[0][0].start and not (values[numbers[0]] is None and _is_arithmetic(runs[numbers[0]])):
+    if first >= runs[0][0].start and not (_value(begun, text) is None and _is_arithmetic(begun)):
         chosen = numbers[0]
-    neighbours = [(a, b) for a, b in itertools.pairwise(range(len(runs))) if chosen in (a, b)]
-    if any(
-        _is_list(text, runs[a], runs[b]) and not _same(_value(runs[a], text), _value(runs[b], text))
-        for a, b in neighbours
-    ):
-        return None
-    return _value(runs[chosen], text)
+    neighbours = [pair for pair in itertools.pairwise(runs) if any(run is runs[chosen] for run in pair)]
+    return None if any(_is_list(text, *pair) for pair in neighbours) else _value(runs[chosen], text)
 
 
 def holds_number(text: str) -> bool:
@@ -118,8 +113,14 @@ def _is_arithmetic(run: list[Token]) -> bool:
     return bool({"operator", "sign"} & kinds) and "bad" not in kinds
 
 
-def _same(one: Amount | None, other: Amount | None) -> bool:
-    return one is not None and other is not None and one.equals(other)
+def _says_again(text: str, before: list[Token], after: list[Token]) -> bool:
+    """Whether the second of two runs with "or" between them is the first in other words: 60% or 0.6, 5 * 4 or 20."""
+    if not re.search(r"\bor\b", text[before[-1].end : after[0].start]):
+        return False
+    one, other = _value(before, text), _value(after, text)
+    if one is not None and other is not None:
+        return one.equals(other)
+    return one is None and any(token.kind == "number" for side in _sides(after)[:-1] for token in side)
 
 
 def _is_list(text: str, before: list[Token], after: list[Token]) -> bool:
@@ -129,8 +130,8 @@ def _is_list(text: str, before: list[Token], after: list[Token]) -> bool:
         return False
     if between.strip() == "," and _INTRODUCTION.search(text[max(before[0].start - 20, 0) : before[0].start]):
         return False
-    if re.search(r"\bor\b", between) and any(token.kind == "number" for side in _sides(after)[:-1] for token in side):
-        return False  # 5 * 4 or 20 = 20: the same in other words
+    if _says_again(text, before, after):
+        return False
     if re.fullmatch(r"[\s$,]*and[\s$]*", between) and len(_sides(after)) > 1 and _value(before, text) is None:
         return False  # 3x = 21 and x = 7
     return bool(_LISTING.fullmatch(between) or _ALTERNATIVE.fullmatch(between))
@@ -228,8 +229,10 @@ def _value(run: list[Token], text: str) -> Amount | None:
         return _plain_value(left[-1], after_equals=len(left) > 1)
     if value is None or not all(_is_answer(side, text) for side in left if side):
         return None
-    if run[run.index(right[0]) - 1].text.startswith("\\"):  # about equal
-        return _with_rounding(_plain_value(left[-1], after_equals=len(left) > 1), value)
+    exact = _plain_value(left[-1], after_equals=len(left) > 1)
+    about = run[run.index(right[0]) - 1].text.startswith("\\")
+    if exact is not None and (about or 100 % value.value.denominator == 0 < exact.value.denominator % 100):
+        return _with_rounding(exact, value) or (None if about else value)
     return value
 
 
@@ -256,9 +259,9 @@ def _adds_up(number: list[Token], sum_of_it: list[Token], text: str) -> bool:
     return amount is not None and result is not None and result.value == amount.value
 
 
-def _with_rounding(exact: Amount | None, rounded: Amount) -> Amount | None:
-    """What is called about equal: both values if the second is the first rounded, the second if the first is unread."""
-    if exact is None or exact.percent != rounded.percent:
+def _with_rounding(exact: Amount, rounded: Amount) -> Amount | None:
+    """Both values if the second is the first rounded, else None."""
+    if exact.percent != rounded.percent:
         return rounded
     decimals = next((k for k in range(DIGITS) if 10**k % rounded.value.denominator == 0), 0)
     near = abs(exact.value - rounded.value) <= Fraction(1, 10**decimals)
@@ -270,7 +273,7 @@ def _plain_value(right: list[Token], after_equals: bool) -> Amount | None:
     percent = any(token.kind == "percent" for token in right)
     negative, unsigned = _split_sign(right, after_equals)
     tokens = [token for token in unsigned if token.kind not in ("bracket", "percent")]
-    if tokens and tokens[-1].kind == "sign":  # a dash, as in 5-year or "5 - as asked"
+    while tokens and tokens[-1].kind == "sign":  # a dash, as in 5-year or "5 - as asked"
         tokens.pop()
     symbols = {"number": "n", "sign": "-", "bad": "?"}
     shape = "".join(symbols.get(token.kind, token.text) for token in tokens)

@@ -9,13 +9,13 @@ _DENIAL = r"not|\w{1,9}n't|never|neither|cannot be|instead of|rather than|other 
 _COMPARED = r"more|less|fewer|greater|larger|smaller|higher|lower"
 _DENIED = re.compile(
     rf"(?<![a-z])(?:{_DENIAL})(?: (?:be|exactly|just|only|equal to|the))?(?: an?)?"
-    rf" {_N}(?:(?:, (?:or |nor )?| or | nor ){_N}){{0,9}}"
+    rf"[ {{}}]{{1,4}}{_N}(?:(?:, (?:or |nor )?| or | nor ){_N}){{0,9}}"
     rf"|(?:n't|\bnot|\bcannot) (?:think|believe|say|sure|certain|know|tell|determine|clear)\b[^.\d\n]{{0,20}}{_N}"
     rf"|(?:(?<![\d.,:\u2009])(?:{NUMBER}) ?(?:times )?)?(?<!no )(?<!not )\b(?:{_COMPARED}) than {_N}"
     rf"|(?<![\d.,:\u2009]){_N} (?:is|was|would be) (?:wrong|incorrect|not\b|impossible|too [a-z]+)",
     re.I,
 )
-_BRACKETS = re.compile(r"\([^()\n]{1,200}\)")
+_BRACKETS = re.compile(r"\((?!(?:or )?(?:maybe|perhaps|possibly)\b)[^()\n]{1,200}\)")
 _LABELLED = re.compile(
     r"\b(?:day|step|question|problem|figure|table|example|part|equation|chapter|grade|room|line|row|level|round|stage)"
     r" \d{1,4}\b(?![.,]\d)|\b(?:in|since|by|until|before|after) (?:19|20)\d\d\b(?! [a-z])"
@@ -29,7 +29,7 @@ _DURATION = re.compile(
 )
 # A clause at the end of a sentence that only explains or judges the number before it. One with an equation does more.
 _CLAUSE = re.compile(
-    r",? (?:because|since|if|when|while|assuming|given that|in order to)\b[^,=\n]*$"
+    r", (?:as|because|since) [^,\n]*$|,? (?:because|since|if|when|while|assuming|given that|in order to)\b[^,=\n]*$"
     r"|, (?:which|and (?:this|that)) (?:is|are|was)"
     r" (?:enough|more|less|fewer|under|over|within|about|only|just|the same|half|twice)\b.*$"
     rf"|, (?:(?:{NUMBER}) of (?:which|whom|them|these|those)|of which|including|excluding|up from|down from"

@@ -41,6 +41,7 @@ _BOLD = re.compile(r"(?<![\w)*])\*\*(?=\S)([^*\n]{1,80})(?<=\S)\*\*(?![\w(*])(?!
 _MONEY = re.compile(r"([$\u20ac\u00a3\u00a5\u20b9] ?\d[\d,]*(?:\.\d+)?) ?(k|mn?|bn?)(?![\w$])", re.I)
 _THOUSANDS = re.compile(r"(?<![\w$({=+*/^.,-])(?<!= )(\d[\d,]*(?:\.\d+)?)k(?![\w$^)}+*/=-])(?! ?[-+*/=])")
 _DECIMAL_THOUSANDS = re.compile(r"(\d\.\d+)k(?![\w^])")
+_EUROS = re.compile(r"(?<![\d.,])(\u20ac ?\d{1,3}|\d{1,3}(?=,\d\d ?\u20ac)),(\d\d)(?!\d)")
 _SCALES = {"k": "thousand", "m": "million", "b": "billion"}
 _LABEL = re.compile(r"\A\s{0,9}[(\[]?[A-J][).:\]]{1,2}\s(?=\s*\S)")
 _SIGN = re.compile(r"^\s*([->])\s+(?=[\d.$\\])")
@@ -68,6 +69,7 @@ def final_amount(text: str, decimal_comma: bool = False) -> Amount | None:
     Example: "#### 1,250" -> 1250; r"\boxed{-\frac{3}{4}}" -> -3/4; "so 2 1/2 cups." -> 5/2; "10-3" -> None.
     """
     part, is_marked = final_part(text)
+    part = _EUROS.sub(r"\1.\2", part)
     part = _MONEY.sub(lambda m: f"{m[1]} {_SCALES[m[2][0].lower()]}", part)
     if is_marked:
         return _of_marked(_signed(_DECIMAL_THOUSANDS.sub(r"\1 thousand", part), decimal_comma))

@@ -45,6 +45,8 @@ _SPELLINGS = [
         (r"(?<![\d,.])\d{1,2}(?:,\d\d){1,30},\d{3}(?![\d,])", lambda m: m[0].replace(",", "")),  # lakhs and crores
         (r"(?<![\d,.])\d{1,3}(?:\.\d{3}){2,30}(?:,\d{1,9})?(?![\d,.]\d|\d)", lambda m: _swapped(m[0])),
         (r"(?<![\d,.])\d{1,3}\.\d{3},\d\d?(?![\d,.]\d|\d)", lambda m: _swapped(m[0])),
+        (r"(?<![\d,.])(\d{1,3}),(\d\d?)(?= ?(?:kg|g|km|cm|mm|m|ml|l|liters?|litres?|%)(?![a-z]))", r"\1.\2"),
+        (r"(?<=[\d)])(?:,|,? or|,? which is| is)? (?:about|approximately|roughly|around) (?=[\d.])", " \\\\approx "),
         (r"(\d) ?dollars? and (\d{1,2}) ?cents?(?![a-z])", lambda m: f"{m[1]}.{m[2]:>02} dollars"),
         (r"(?<![\d.,])\d{1,3}(?: \d{3}){1,30}(?![\d/])", lambda m: m[0].replace(" ", "\u2009")),  # 10 000
         (rf"(?<=\d)[ -]?({_SCALE})s?(?![a-z])", lambda m: f"e{_TEN_TO_THE[m[1].lower()]} "),

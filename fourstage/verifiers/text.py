@@ -169,7 +169,7 @@ _UNICODE = str.maketrans(
     dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63", "-")  # hyphens, the en dash, the minus sign
     | dict.fromkeys("\u00d7\u2715\u2716\u00b7\u22c5\u2219\u2217", "*")
     | dict.fromkeys("\u00a0\u2007\u2009\u202f", "\u2009")  # spaces that may stand within a number
-    | {"\u00f7": " / ", "\u2044": "/", "\u2215": "/", "\u2248": "\\approx ", "\u00b0": " ", "\u2019": "'"}
+    | {"\u00f7": " / ", "\u2044": "/", "\u2215": "/", "\u2248": "\\approx ", "\u00b0": "^\\circ ", "\u2019": "'"}
 )
 _SUPERSCRIPTS = str.maketrans(
     "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b", "0123456789+-"
@@ -194,7 +194,7 @@ _REWRITINGS = [
         (r"\\[()\[\]]|\\q?quad(?![A-Za-z])|\\displaystyle(?![A-Za-z])", " "),
         (r"\\(?:text[a-z]{0,6}|math(?:bf|it|rm|sf|tt|normal)|operatorname|mbox|emph|bm|boldsymbol)(?![A-Za-z])", ""),
         (r"\\(?:long)?(?:right|Right|Longright)arrow(?![A-Za-z])|\\(?:implies|therefore|to)(?![A-Za-z])", " ; "),
-        (r"\^\s?(?:\\circ(?![A-Za-z])|\{\s?\\circ\s?\})|\\degree(?![A-Za-z])", " "),
+        (r"(?:\^\s?(?:\\circ(?![A-Za-z])|\{\s?\\circ\s?\})|\\degree(?![A-Za-z]))(?:\s?\{[CF]\}|\s?[CF]\b)?", " "),
         (r"\\(?:times|cdot)(?![A-Za-z])", "*"),
         (r"\\div(?![A-Za-z])", " / "),
         (rf"(?:(\d)[ \u2009]{{0,3}})?\\[cdt]?frac{_ARGUMENT}{_ARGUMENT}", lambda m: _frac_as_division(m)),
