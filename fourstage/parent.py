@@ -231,6 +231,12 @@ def _refuse_adapter(name: str, settings: dict) -> None:
             f"{name} is an adapter of the kind {kind}, which cannot be merged into a model's weights; start from "
             f"{settings.get('base_model_name_or_path')}, or from an adapter such as LoRA"
         )
+    from peft import PeftType  # for adapters alone: it takes a second to import
+
+    if kind not in PeftType.__members__:
+        raise ValueError(
+            f"{name} is an adapter of the kind {kind}, which the installed PEFT does not know; update peft"
+        )
     if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
         pickled = (folder / "adapter_model.bin").is_file()
         raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from accelerate.utils import is_peft_model
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.utils import is_bitsandbytes_available
 from trl import get_peft_config
@@ -16,6 +16,7 @@ from fourstage.arguments import ModelArguments
 from fourstage.models.checkpoint import check_openable
 from fourstage.models.encoding import conversation_ids, turn_end
 from fourstage.models.facts import score_heads
+from fourstage.models.merging import untie
 from fourstage.models.opening import loading_options
 
 # Largest difference of a token's log-probability, in nats, that rounding may make when an adapter is merged.
@@ -155,6 +156,7 @@ def finished_model(
         )  # its attributes are the base's
     adapted = outputs_on_probe(model, tokenizer)
     dtype = model.dtype
+    untie(model.get_base_model(), get_peft_model_state_dict(model, save_embedding_layers=False))
     merged = model.merge_and_unload()
     after = outputs_on_probe(merged, tokenizer)
     note = {"merged_into": str(dtype).removeprefix("torch."), "tolerance": MERGE_TOLERANCE[dtype]}

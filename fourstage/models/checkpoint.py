@@ -30,7 +30,7 @@ Say = Callable[[str], object]
 
 # Weights that a language model does without: buffers that are computed, heads of old trainers, layers that only speed
 # up generation, and what is not made of text.
-_HARMLESS = re.compile(r"(^|\.)(inv_freq|masked_bias|attn\.bias|v_head\..*|mtp\..*|mtp_.*)$")
+_HARMLESS = re.compile(r"(^|\.)(inv_freq|position_ids|(attn|attention)\.(bias|masked_bias)|v_head\..*|mtp[._].*)$")
 _NOT_TEXT = re.compile(
     r"vision|visual|image|audio|speech|video|multi_modal|\bmm_|projector|connector|merger|aligner|talker|token2wav|"
     r"code2wav|perceiver|resampler|(^|\.)vq"
@@ -74,19 +74,22 @@ def _labels_of_adapter(name: str, revision: str | None) -> int | None:
     return merging.labels_of(name, revision)
 
 
-def check_openable(name: str, scores: bool, load_in: str | None = None, **hub: Any) -> None:
-    """Raises ValueError, before any weights are read, where `open_causal_lm` or, if it `scores`, `open_scorer` would.
+def check_openable(name: str, scores: bool, load_in: str | None = None, **hub: Any) -> PreTrainedConfig:
+    """The configuration; raises ValueError, before weights are read, where `open_causal_lm` or `open_scorer` would.
 
-    `load_in`: `load_in_4bit` or `load_in_8bit`, if that is asked for.
+    Args:
+        scores: whether it is to score, and not to write. load_in: `load_in_4bit` or `load_in_8bit`, if asked for.
     """
     if load_in and adapter_of(name, hub.get("revision")) is not None:
         raise ValueError(
             f"{load_in}: {name} is an adapter, which is merged into whole weights; leave --{load_in} out, or name a "
             "folder that holds the merged model"
         )
-    quantised.check_quantisation(name, open_config(name, **hub), load_in)
+    config = open_config(name, **hub)
+    quantised.check_quantisation(name, config, load_in)
     if not scores and is_classifier(name, **hub):
         raise ValueError(f"{name} is a sequence classifier: it scores answers and writes none; name a language model")
+    return config
 
 
 def open_causal_lm(name: str, say: Say = print, **options: Any) -> PreTrainedModel:
@@ -99,9 +102,9 @@ def open_causal_lm(name: str, say: Say = print, **options: Any) -> PreTrainedMod
         ValueError: of one line, as `opening` says; if the weights are not those of such a language model; if they are
             quantised in a way that cannot be undone here.
     """
-    check_openable(name, False, _load_in(options), **_hub(options))
+    config = check_openable(name, False, _load_in(options), **_hub(options))
     model, loaded = _open(AutoModelForCausalLM, name, say, options)
-    _refuse_gaps(name, model, loaded["missing_keys"], loaded["unexpected_keys"])
+    _refuse_gaps(name, config, loaded["missing_keys"], loaded["unexpected_keys"])
     return model
 
 
@@ -110,7 +113,7 @@ def open_classifier(
 ) -> PreTrainedModel:
     """The sequence classifier of a folder or Hub id, with its head. Otherwise as `open_causal_lm`."""
     model, missing = open_scorer(name, say, config, **options)
-    _refuse_gaps(name, model, missing, [])
+    _refuse_gaps(name, model.config, missing, [])
     return model
 
 
@@ -121,27 +124,30 @@ def open_scorer(
 
     Those are drawn at random: the head of what was a language model. `config` replaces the model's own.
     """
-    hub = _hub(options)
-    check_openable(name, True, _load_in(options), **hub)
-    config = config or open_config(name, **hub)
-    if adapter_of(name, options.get("revision")) is not None and not is_classifier(name, **hub):
-        causal = open_causal_lm(name, say, **options)
-        kind = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-        with _quietly():
-            model, loaded = quantised.from_state(kind, config, causal, causal.dtype)
-    else:
-        model, loaded = _open(AutoModelForSequenceClassification, name, say, options | {"config": config})
+    found = check_openable(name, True, _load_in(options), **_hub(options))
+    config = config or found
+    model, loaded = _open_scoring(name, say, {**options, "config": config})
     backbone = f"{model.base_model_prefix}."
     missing, foreign = ([x for x in loaded[k] if x.startswith(backbone)] for k in ("missing_keys", "unexpected_keys"))
-    _refuse_gaps(name, model, [key for key in missing if "pooler" not in key], foreign)  # a pooler is part of the head
+    _refuse_gaps(name, found, [key for key in missing if "pooler" not in key], foreign)  # a pooler is part of the head
     model.config.name_or_path = model.name_or_path = name
     return model, sorted(loaded["missing_keys"])
+
+
+def _open_scoring(name: str, say: Say, options: dict) -> tuple[PreTrainedModel, dict]:
+    """A classifier of the configuration in `options`; of an adapter of a language model after it has been merged."""
+    if adapter_of(name, options.get("revision")) is None or is_classifier(name, **_hub(options)):
+        return _open(AutoModelForSequenceClassification, name, say, options)
+    causal = open_causal_lm(name, say, **{key: value for key, value in options.items() if key != "config"})
+    kind = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(options["config"])]
+    with _quietly():
+        return quantised.from_state(kind, options["config"], causal, causal.dtype)
 
 
 def open_backbone(name: str, say: Say = print, **options: Any) -> PreTrainedModel:
     """The model without a head, which gives hidden states, as PPO's critic saves it."""
     model, loaded = _open(AutoModel, name, say, options)
-    _refuse_gaps(name, model, loaded["missing_keys"], loaded["unexpected_keys"])
+    _refuse_gaps(name, model.config, loaded["missing_keys"], loaded["unexpected_keys"])
     return model
 
 
@@ -181,7 +187,15 @@ def _open(kind: Any, name: str, say: Say, options: dict) -> tuple[PreTrainedMode
 
 def _read(kind: Any, name: str, source: str, options: dict) -> tuple[PreTrainedModel, dict]:
     with opening(name), _quietly():
-        return kind.from_pretrained(source, output_loading_info=True, **options)
+        # Sizes that do not match are told by name; without the option transformers refers to a table.
+        model, loaded = kind.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    if loaded["mismatched_keys"]:
+        key, found, wanted = sorted(loaded["mismatched_keys"])[0]
+        raise ValueError(
+            f"{name}: {key} has the size {tuple(found)}, the model of its config.json wants {tuple(wanted)} "
+            f"({len(loaded['mismatched_keys'])} in all); fetch it again, or start from another model"
+        )
+    return model, loaded
 
 
 def _merged(kind: Any, name: str, settings: dict, say: Say, options: dict) -> tuple[PreTrainedModel, dict]:
@@ -196,7 +210,7 @@ def _merged(kind: Any, name: str, settings: dict, say: Say, options: dict) -> tu
         if kind is AutoModelForCausalLM:
             model = open_causal_lm(source, say, **options)
         else:
-            model, loaded = _open(kind, source, say, options)
+            model, loaded = _open_scoring(source, say, options)
             missing = loaded["missing_keys"]
         model = merging.merged(model, name, revision)
     brought = merging.adapter_weights(name, revision) if missing else {}
@@ -216,16 +230,17 @@ def _beside_adapter(name: str) -> Generator[str]:
         yield folder
 
 
-def _refuse_gaps(name: str, model: PreTrainedModel, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+def _refuse_gaps(name: str, config: PreTrainedConfig, missing: Iterable[str], unexpected: Iterable[str]) -> None:
     """Raises ValueError if weights were drawn at random for want of them, or others were found without a place."""
-    has_more = set(model.config.sub_configs) - {"text_config"}
+    has_more = set(config.sub_configs) - {"text_config"}
     foreign = [key for key in sorted(unexpected) if not _HARMLESS.search(key)]
     foreign = [key for key in foreign if not (has_more and _NOT_TEXT.search(key))]
-    for keys, what in ((sorted(missing), "lacks"), (foreign, "holds weights that its architecture has no place for:")):
+    kind = ", ".join(config.architectures or [config.model_type])
+    for keys, what in ((sorted(missing), "lacks weights of"), (foreign, "holds weights unknown to")):
         if keys:
             raise ValueError(
-                f"{name} {what} {', '.join(keys[:3])} ({len(keys)} weights in all), so it is not the "
-                f"{type(model).__name__} that its config.json says; fetch it again, or start from another model"
+                f"{name} {what} the model of its config.json ({kind}): {', '.join(keys[:3])} ({len(keys)} in all); "
+                "fetch it again, or start from another model"
             )
 
 

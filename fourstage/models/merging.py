@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -55,13 +56,15 @@ def merged(model: PreTrainedModel, name: str, revision: str | None = None) -> Pr
         config = PeftConfig.from_pretrained(name, **_hub(revision))
         config.base_model_name_or_path = model.name_or_path  # else a warning, where the adapter lies beside its base
         _grow(model, config, weights)
+        untie(model, weights)
         adapted = get_peft_model(model, config)
         absent = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys() - weights.keys()
     try:
         foreign = set_peft_model_state_dict(adapted, weights).unexpected_keys
     except RuntimeError as error:
         raise ValueError(f"{name}: the adapter does not fit its base: {one_line(error)}") from error
-    _refuse_gaps(name, sorted(absent), sorted(foreign))
+    twice = [key for key in foreign if key.replace(".modules_to_save", "") in weights]  # a table that was given rows
+    _refuse_gaps(name, sorted(absent), sorted(set(foreign) - set(twice)))
     try:
         whole = cast(PreTrainedModel, cast(PeftModel, adapted).merge_and_unload())
     except (NotImplementedError, AttributeError, ValueError) as error:
@@ -84,6 +87,21 @@ def _grow(model: PreTrainedModel, config: PeftConfig, weights: dict[str, torch.T
     wanted = max(saved + rows, default=0)
     if wanted > cast(nn.Embedding, model.get_input_embeddings()).num_embeddings:
         model.resize_token_embeddings(wanted)
+
+
+def untie(model: PreTrainedModel, adapter_keys: Iterable[str]) -> None:
+    """Gives a head that is tied to the embedding weights of its own, if an adapter changes one of the two by itself.
+
+    Merged into weights that both share, what is meant for one would change the other as well.
+    """
+    tables = [cast(Any, table) for table in (model.get_input_embeddings(), model.get_output_embeddings())]
+    if tables[1] is None or tables[1].weight is not tables[0].weight:
+        return
+    names = [f".{name}." for name, module in model.named_modules() if module in tables]
+    if any(name in key and ".lora_" in key for key in adapter_keys for name in names):
+        head = getattr(tables[1], "base_layer", tables[1])  # where the adapter is in place already
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
 
 
 def _refuse_gaps(name: str, absent: list[str], foreign: list[str]) -> None:
