@@ -175,7 +175,7 @@ def _found_kinds(files: Sequence[str], source: str, limit: float) -> dict[str, K
             for name, value in row.items():
                 found[name] = _merged(found.get(name, "null"), _kind(value, name, source))
     if not found:
-        raise ValueError(f"no rows in {', '.join(files)}")
+        raise ValueError(f"{', '.join(files)} has no rows")
     return {name: _settled(of, source) for name, of in found.items()}
 
 
@@ -310,7 +310,7 @@ def _rows_of(file: str, kind: str, limit: float = math.inf) -> Iterator[dict]:
         if kind == "csv":
             for part in pandas.read_csv(source, dtype=str, keep_default_na=False, chunksize=1_000):
                 yield from ({n: None if v == "" else v for n, v in row.items()} for row in part.to_dict("records"))
-                limit -= part.map(len).sum().sum()
+                limit -= int(part.map(len).to_numpy().sum()) if len(part) else 0
                 if limit < 0:
                     return
             return

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-LETTERS = "ABCDEFGHIJ"
+from fourstage.verifiers.letters import LETTERS
+
 # The right answer of a multiple choice, as a letter, a label, an index or the text itself; `label` only where alone.
 _RIGHT = ("correct", "answerKey", "answer_idx", "answer", "answer_index", "correct_answer", "cop", "label")
 _ONE_EACH = (("sol1", "sol2"), ("opa", "opb", "opc", "opd"))  # PIQA, MedMCQA

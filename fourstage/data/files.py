@@ -83,14 +83,20 @@ def _without_mark(row: dict) -> dict:
 def _load_json(by_split: dict[str, list[str]], streaming: bool) -> dict[str, Rows]:
     """JSON by the quick reader, where that reads what is written."""
     files = [file for part in by_split.values() for file in part]
+    quick = None
     try:
         if not streaming or len(files) == 1 or have_like_columns(files, "json"):
             quick = _quick("json", by_split, streaming)
             if not any(is_misread(part, "json") for part in quick.values()):
                 return quick
     except Exception:  # of a dozen types; what is no JSON fails below once more, and is named by its line
-        pass
-    return read_as_written(by_split, "json", streaming)
+        quick = None
+    try:
+        return read_as_written(by_split, "json", streaming)
+    except ValueError:
+        if quick is None:
+            raise
+        return quick  # one object that holds a column in each field
 
 
 def _load_tables(by_split: dict[str, list[str]], streaming: bool) -> dict[str, Rows]:

@@ -19,6 +19,7 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import is_async_callable
 
 from fourstage import verifiers
+from fourstage.data.columns import RESERVED_COLUMNS
 from fourstage.models.checkpoint import check_openable, open_classifier, open_config
 from fourstage.models.encoding import generation_opening
 from fourstage.models.facts import check_one_label
@@ -212,6 +213,8 @@ def prepare_rewards(
     Args:
         reward_funcs, processing_classes: one or a list, as GRPOTrainer takes them.
         dataset: its first row decides whether the prompts are plain text.
+    Raises:
+        ValueError: for lists of different lengths, and for a column that TRL's call of the functions has no room for.
     """
     functions = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
     tokenizers = processing_classes if isinstance(processing_classes, list) else [processing_classes] * len(functions)
@@ -220,7 +223,11 @@ def prepare_rewards(
             f"reward_processing_classes has {len(tokenizers)} entries for {len(functions)} reward_funcs; give one for "
             "each, None for a function"
         )
-    plain_text = dataset is not None and not is_conversational(next(iter(dataset), {}))
+    first = {} if dataset is None else next(iter(dataset), {})
+    reserved = [name for name in RESERVED_COLUMNS if name in first]
+    if reserved:
+        raise ValueError(f"train_dataset has the column {reserved[0]!r}, an argument of reward functions; rename it")
+    plain_text = dataset is not None and not is_conversational(first)
     prepared = []
     for function, tokenizer in zip(functions, tokenizers, strict=True):
         source = scoring_model(function) if isinstance(function, str) else function

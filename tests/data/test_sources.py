@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, List, Value
+from helpers import ACCELERATE, RECIPES, SHAPE, run_program
 
 from fourstage import verifiers
 from fourstage.arguments import DataArguments
@@ -323,3 +324,48 @@ def test_what_is_misread_is_known_from_the_data():
     assert is_misread(Dataset.from_dict({"b": [3.0, None]}), "csv") and not is_misread(
         Dataset.from_dict({"b": [3.5, None]}), "csv"
     )
+
+
+# Through whole recipes
+
+
+@pytest.mark.slow
+def test_recipes_read_what_is_published_and_written(tmp_path):
+    """Dates, 007 and gaps in a table; digits for labels; YAML 1.1; a scheduler with a floor; columns of TRL's names."""
+    days = [{"question": f"Day {i}?", "answer": f"2020-01-{i % 28 + 1:02}" if i % 2 else f"00{i}"} for i in range(40)]
+    shape = json.dumps(SHAPE)
+    (tmp_path / "pretrain.yaml").write_text(
+        f"dataset_name: {jsonl(tmp_path / 'a.jsonl', [{'text': f'2020-01-{i % 28 + 1:02}'} for i in range(60)])}\n"
+        f"num_parameters: 43000\nvocab_size: 384\nconfig_overrides: {shape}\nmax_length: 128\nmax_steps: 4e0\n"
+        "save_strategy: no\neval_strategy: off\neval_on_start: no\nreport_to: none\nlr_scheduler_type: polynomial\n"
+        f"lr_scheduler_kwargs: {{lr_end: 1e-6}}\noutput_dir: {tmp_path / 'base'}\n"
+    )
+    (tmp_path / "sft.yaml").write_text(
+        f"dataset_name: {table(tmp_path / 'days.csv', days)}\nmodel_name_or_path: {tmp_path / 'base'}\nuse_muon: yes\n"
+        "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-6}\nmax_steps: 4\nreport_to: none\n"
+        f"eval_steps: 2\nsave_steps: 2\noutput_dir: {tmp_path / 'sft'}\n"
+    )
+    rows = [
+        {
+            "question": f"Is {i} a number?",
+            "choices": {"text": ["no", f"yes, {i}"], "label": ["1", "2"]},
+            "answerKey": "2",
+            "completions": ["x"],
+            "tokens": 512,
+        }
+        for i in range(40)
+    ]
+    (tmp_path / "grpo.yaml").write_text(
+        f"dataset_name: {jsonl(tmp_path / 'arc.jsonl', rows)}\nmodel_name_or_path: {tmp_path / 'sft'}\n"
+        "reward_funcs: [choice, length]\nreward_weights: [1, 1e-1]\nnum_generations: 4\nmax_completion_length: 8\n"
+        "max_steps: 2\neval_strategy: no\neval_on_start: no\nsave_strategy: no\nreport_to: none\n"
+        f"per_device_train_batch_size: 4\ngradient_accumulation_steps: 2\noutput_dir: {tmp_path / 'grpo'}\n"
+    )
+    said = {}
+    for stage in ("pretrain", "sft", "grpo"):
+        command = [*ACCELERATE, "--cpu", "--num_processes", "1", RECIPES / f"{stage}.py"]
+        said[stage] = run_program(*command, "--config", tmp_path / f"{stage}.yaml").stdout
+    assert "columns completions are named like arguments of reward functions and left out" in said["grpo"]
+    with open(tmp_path / "grpo" / "completions.jsonl", encoding="utf-8") as lines:
+        first = json.loads(lines.readline())
+    assert "A) no" in json.dumps(first) and "B) yes" in json.dumps(first)

@@ -10,6 +10,7 @@ from datasets import Dataset
 from ppo_helpers import char_tokenizer, count_a, ppo_trainer, tiny_policy
 
 from fourstage import verifiers
+from fourstage.data.columns import RESERVED_COLUMNS
 from fourstage.grpo import GRPOConfig, GRPOTrainer
 from fourstage.rl.rewards import checked, load_reward_func, prepare_rewards
 from fourstage.verifiers import choice, exact, length, number, think_format
@@ -174,3 +175,10 @@ def test_a_name_that_is_no_dotted_path(name):
 def test_a_list_of_tokenizers_of_another_length(tokenizers):
     with pytest.raises(ValueError, match=f"has {len(tokenizers)} entries for 2 reward_funcs; give one for each"):
         prepare_rewards([number, length], tokenizers, None)
+
+
+@pytest.mark.parametrize("name", RESERVED_COLUMNS)
+def test_a_column_that_trl_has_no_room_for(tmp_path, name):
+    data = Dataset.from_list([{"prompt": "b", name: ["a"]}] * 16)
+    with pytest.raises(ValueError, match=f"train_dataset has the column {name!r}, .*; rename it"):
+        ppo_trainer(tmp_path, data=data)
