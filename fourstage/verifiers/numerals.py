@@ -14,7 +14,8 @@ _ANSWER_CUE = re.compile(
     re.I | re.M,
 )
 _UNKNOWN = re.compile(r"\b(?:un(?:known|clear|determined)|not|no|none|cannot|can't|impossible|wrong|incorrect)\b", re.I)
-_ABBREVIATION = re.compile(r"\b(?:ca|approx|e\.g|i\.e|vs|mr|mrs|ms|dr|incl|resp|avg)\.(?=\s)", re.I)
+_THAT_IS = re.compile(r"\b(?:i\.e\.|that is,)(?=\s)", re.I)
+_ABBREVIATION = re.compile(r"\b(?:ca|approx|e\.g|vs|mr|mrs|ms|dr|incl|resp|avg)\.(?=\s)", re.I)
 _STOP = re.compile(r"[.!?](?=\s|$)|\n")
 _HEDGE = re.compile(
     r"\W*(?:(?:about|approximately|approx|around|roughly|exactly|just|only|now|then|thus|therefore|USD|equal to|up to"
@@ -69,11 +70,11 @@ def final_amount(text: str, decimal_comma: bool = False) -> Amount | None:
     Example: "#### 1,250" -> 1250; r"\boxed{-\frac{3}{4}}" -> -3/4; "so 2 1/2 cups." -> 5/2; "10-3" -> None.
     """
     part, is_marked = final_part(text)
-    part = _EUROS.sub(r"\1.\2", part)
+    part = part if decimal_comma else _EUROS.sub(r"\1.\2", part)
     part = _MONEY.sub(lambda m: f"{m[1]} {_SCALES[m[2][0].lower()]}", part)
     if is_marked:
         return _of_marked(_signed(_DECIMAL_THOUSANDS.sub(r"\1 thousand", part), decimal_comma))
-    part = _THOUSANDS.sub(r"\1 thousand", part)
+    part = _THAT_IS.sub("or", _THOUSANDS.sub(r"\1 thousand", part))
     bold = _only_bold(part)
     part = _readable(part, decimal_comma)
     cues = list(_ANSWER_CUE.finditer(part))
