@@ -15,6 +15,7 @@ of measurement follows the stage in run.json. --tasks measures with lm-eval inst
 
 import argparse
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +40,14 @@ def arguments() -> argparse.Namespace:
         "--window", type=int, help="tokens a base model sees at once (default: its context, at most 1024)"
     )
     parser.add_argument("--max_new_tokens", type=int, default=128, help="longest answer (default: 128)")
+    parser.add_argument(
+        "--unreadable", choices=("error", "drop"), help="rows that cannot be read (default: as the run did)"
+    )
+    parser.add_argument(
+        "--fold_system",
+        action=argparse.BooleanOptionalAction,
+        help="system texts at the beginning of the user's next turn (default: as the run did)",
+    )
     problems = parser.add_argument_group("problems (stage grpo)")
     problems.add_argument("--verifier", help="says what is right (default: the first of the run's reward_funcs)")
     problems.add_argument("--format_func", help="says what is in the form wanted, such as think_format")
@@ -115,13 +124,16 @@ def write_row(model: str, row: dict) -> None:
         (Path(model) / "evaluation.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
 
 
-def held_out(args, record: dict | None, model, stage: str, convert=None):
-    """The rows to measure on, and says how many; not yet in memory."""
+def held_out(args, record: dict | None, model, tokenizer, stage: str, convert=None):
+    """The rows to measure on, read as the run read them, and says how many; not yet in memory."""
     from fourstage.data.loading import describe, held_out_rows
 
     data_args = restored(DataArguments, record["arguments"]["data"]) if record else DataArguments()
+    given = {name: getattr(args, name) for name in ("unreadable", "fold_system") if getattr(args, name) is not None}
+    data_args = replace(data_args, **given)
     seed = record["seed"] if record else 0
-    rows = held_out_rows(stage, args.dataset_name, data_args, seed, convert).take(args.max_rows)
+    asked = tokenizer if tokenizer.chat_template else None
+    rows = held_out_rows(stage, args.dataset_name, data_args, seed, convert, asked).take(args.max_rows)
     print(f"{args.model}: {model.num_parameters():,} parameters, {describe(rows)} held out")
     return rows
 
@@ -142,7 +154,7 @@ def measure_texts(args, record: dict | None, model, tokenizer) -> tuple[dict, li
     from fourstage.evaluation.metrics import bits_per_byte
 
     field = "text" if args.dataset_name else settings_of(record).get("dataset_text_field", "text")
-    rows = held_out(args, record, model, "pretrain", lambda row: text_row(row, field))
+    rows = held_out(args, record, model, tokenizer, "pretrain", lambda row: text_row(row, field))
     window = args.window or longest_of(model)
     texts = [row["text"] for row in rows]
     return {"rows": len(texts), "window": window, "bits_per_byte": bits_per_byte(model, tokenizer, texts, window)}, []
@@ -152,7 +164,7 @@ def measure_pairs(args, record: dict | None, model, tokenizer) -> tuple[dict, li
     from fourstage.data.lengths import drop_overlong, pair_tokens
     from fourstage.evaluation.reward_model import describe_report, measure
 
-    rows = held_out(args, record, model, "reward")
+    rows = held_out(args, record, model, tokenizer, "reward")
     longest = settings_of(record).get("max_length") or longest_of(model)
     rows = list(drop_overlong(rows, partial(pair_tokens, tokenizer), longest, "drop", "held-out"))
     longer = not record or record["metrics"].get("length_baseline") != "shorter wins"  # as on its training rows
@@ -164,9 +176,20 @@ def measure_pairs(args, record: dict | None, model, tokenizer) -> tuple[dict, li
 def measure_answers(args, record: dict | None, model, tokenizer) -> tuple[dict, list]:
     from fourstage.evaluation.metrics import score_answers
 
-    rows = list(held_out(args, record, model, "sft"))
+    held = list(held_out(args, record, model, tokenizer, "sft"))
+    rows = [row for row in held if not asks_for_more(row)]
+    if len(rows) < len(held):
+        print(f"{len(held) - len(rows)} of {len(held)} rows need tools or settings of the template and are not asked")
+    if not rows:
+        raise ValueError(f"{args.model}: no held-out row can be asked; name other rows with --dataset_name")
     metrics, answers = score_answers(model, tokenizer, rows, args.max_new_tokens)
     return {"rows": len(rows), **metrics}, answers
+
+
+def asks_for_more(row: dict) -> bool:
+    """Whether the first answer of a row calls a tool, or the row is asked with tools or settings of the template."""
+    first = next(turn for turn in row["completion"] if turn["role"] == "assistant")
+    return bool(first.get("tool_calls") or row.get("tools") or row.get("chat_template_kwargs"))
 
 
 def measure_problems(args, record: dict | None, model, tokenizer) -> tuple[dict, list]:
@@ -193,7 +216,7 @@ def measure_problems(args, record: dict | None, model, tokenizer) -> tuple[dict,
     # The run's own rows and checks, so that what it held out is the same here.
     functions = [load_reward_func(name) for name in training.get("reward_funcs") or [verifier]]
     convert = problem_format(functions, training.get("unverifiable", "drop"), training.get("system_prompt"))
-    rows = list(held_out(args, record, model, "grpo", convert))
+    rows = list(held_out(args, record, model, tokenizer, "grpo", convert))
     set_seed(args.seed)
     metrics, answers = score_problems(model, tokenizer, rows, settings)
     if args.answers:

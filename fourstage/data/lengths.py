@@ -1,6 +1,5 @@
 """Counts the tokens of a row as its trainer reads it, and drops or refuses rows that are too long."""
 
-import json
 from collections.abc import Callable, Mapping
 
 from datasets import Dataset, IterableDataset
@@ -9,6 +8,7 @@ from trl.data_utils import is_conversational
 
 from fourstage.data.sources import Rows
 from fourstage.models.encoding import conversation_ids
+from fourstage.models.turns import template_settings
 
 
 def drop_overlong(
@@ -60,9 +60,7 @@ def pair_tokens(tokenizer: PreTrainedTokenizerBase, row: Mapping) -> int:
 
 def _row_tokens(tokenizer: PreTrainedTokenizerBase, row: Mapping, answer: str) -> int:
     """Tokens of a row's prompt and one of its answers, with its tools and settings of the template, as TRL reads it."""
-    tools = json.loads(row["tools"]) if row.get("tools") else None
-    options = row.get("chat_template_kwargs") or {}
-    return len(conversation_ids(tokenizer, row["prompt"] + row[answer], tools=tools, **options))
+    return len(conversation_ids(tokenizer, row["prompt"] + row[answer], **template_settings(row)))
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, row: Mapping) -> int:

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fourstage.models.encoding import conversation_ids
+from fourstage.models.turns import template_settings
 
 _BINS = 10
 
@@ -30,7 +31,8 @@ def score_pairs(
 ) -> tuple[list[float], list[float]]:
     """Scores of the chosen and of the rejected answers of `rows` (columns: see `data.loading.load_preferences`)."""
     conversations = [row["prompt"] + row[side] for side in ("chosen", "rejected") for row in rows]
-    scores = score_conversations(model, tokenizer, conversations, batch_size)
+    settings = [template_settings(row) for row in rows] * 2
+    scores = score_conversations(model, tokenizer, conversations, batch_size, settings)
     return scores[: len(rows)], scores[len(rows) :]
 
 
@@ -40,10 +42,15 @@ def score_conversations(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[list[dict]],
     batch_size: int = 16,
+    settings: Sequence[Mapping] | None = None,
 ) -> list[float]:
-    """One score for each list of turns, written with the chat template and padded on the right as in training."""
+    """One score for each list of turns, written with the chat template and padded on the right as in training.
+
+    `settings` are those of `conversation_ids` for each list, such as the tools of a row.
+    """
     model.eval()
-    ids = [conversation_ids(tokenizer, turns) for turns in conversations]
+    options = settings or [{}] * len(conversations)
+    ids = [conversation_ids(tokenizer, turns, **each) for turns, each in zip(conversations, options, strict=True)]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding within a batch
     scores = [math.nan] * len(ids)
     for first in range(0, len(order), batch_size):
@@ -63,12 +70,17 @@ def hits(better: Sequence[float], worse: Sequence[float]) -> list[float]:
 
 
 def answer_lengths(rows: Iterable[Mapping]) -> tuple[list[int], list[int]]:
-    """Characters of the chosen and of the rejected answers; only the assistant's turns count."""
+    """Characters of the chosen and of the rejected answers: of the assistant's turns, with their calls of tools."""
     sides: tuple[list[int], list[int]] = ([], [])
     for row in rows:
         for side, lengths in zip(("chosen", "rejected"), sides, strict=True):
-            lengths.append(sum(len(turn["content"]) for turn in row[side] if turn["role"] == "assistant"))
+            lengths.append(sum(len(_said(turn)) for turn in row[side] if turn["role"] == "assistant"))
     return sides
+
+
+def _said(turn: Mapping) -> str:
+    """The text of a turn and of its calls of tools."""
+    return (turn["content"] or "") + (turn.get("tool_calls") or "")
 
 
 def longer_wins(rows: Iterable[Mapping]) -> bool:
@@ -175,9 +187,9 @@ def sample_pairs(
     return [
         {
             "prompt": rows[i]["prompt"][-1]["content"],
-            "completion": rows[i]["chosen"][-1]["content"],
+            "completion": _said(rows[i]["chosen"][-1]),
             "score": chosen[i],
-            "rejected": rows[i]["rejected"][-1]["content"],
+            "rejected": _said(rows[i]["rejected"][-1]),
             "rejected_score": rejected[i],
         }
         for i in range(0, len(rows), max(1, -(-len(rows) // count)))

@@ -129,3 +129,12 @@ def written(tokenizer: PreTrainedTokenizerBase, template: str, turns: list[dict]
         return cast(str, own(tokenizer, turns, chat_template=template, tokenize=False))
     except Exception:  # a template may fail with any exception of its engine
         return None
+
+
+def template_settings(row: Mapping) -> dict[str, Any]:
+    """What a row of data gives to `conversation_ids`: its `tools`, from JSON text, and its `chat_template_kwargs`.
+
+    Example: {"tools": None, "chat_template_kwargs": {"enable_thinking": False}} -> {"enable_thinking": False}
+    """
+    tools = {"tools": json.loads(row["tools"])} if row.get("tools") else {}
+    return {**tools, **(row.get("chat_template_kwargs") or {})}

@@ -43,6 +43,14 @@ CHATS = {
 }
 
 
+PAIRS = [{"prompt": f"q{i}", "chosen": "good", "rejected": "bad"} for i in range(20)]
+PAIRS += [
+    {"system": "Pirate.", "question": "Hi", "chosen": "Arr", "rejected": "Hello"},
+    {"messages": [user("2+2?"), assistant("4", thinking="two")], "rejected_response": "5"},
+    {"tools": [TOOL], "prompt": "Sky?", "chosen": [assistant(None, tool_calls=[CALL])], "rejected": "No."},
+]
+
+
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -53,7 +61,7 @@ def bases(tmp_path_factory):
     """A folder with bases of 43,000 parameters and the chat templates of Qwen3 and Gemma."""
     folder = tmp_path_factory.mktemp("bases")
     texts = write_texts(folder / "texts.jsonl")
-    quick = [*TINY, "--max_length=512", "--max_steps=1", "--eval_strategy=no", "--report_to=none"]
+    quick = [*TINY, "--max_length=1024", "--max_steps=1", "--eval_strategy=no", "--report_to=none"]
     run_here("pretrain", "--dataset_name", texts, *quick, "--output_dir", folder / "own")
     for name, marks in (("qwen3", ["<|im_start|>", "<|im_end|>"]), ("gemma", ["<start_of_turn>", "<end_of_turn>"])):
         model, tokenizer = (kind.from_pretrained(folder / "own") for kind in (AutoModelForCausalLM, AutoTokenizer))
@@ -98,13 +106,7 @@ def test_trl_reads_every_field_of_a_conversation(bases, tmp_path):
 
 @pytest.mark.slow
 def test_trl_reads_every_field_of_a_pair(bases, tmp_path):
-    pairs = [{"prompt": f"q{i}", "chosen": "good", "rejected": "bad"} for i in range(20)]
-    pairs += [
-        {"system": "Pirate.", "question": "Hi", "chosen": "Arr", "rejected": "Hello"},
-        {"messages": [user("2+2?"), assistant("4", thinking="two")], "rejected_response": "5"},
-        {"tools": [TOOL], "prompt": "Sky?", "chosen": [assistant(None, tool_calls=[CALL])], "rejected": "No."},
-    ]
-    given = (bases, tmp_path, pairs)
+    given = (bases, tmp_path, PAIRS)
     tokenizer, rows, ids = prepared(*given, load_preferences, RewardTrainer, RewardModelConfig, "chosen_ids")
     assert all(len(row) <= pair_tokens(tokenizer, whole) for row, whole in zip(ids, rows, strict=True))
     text = "".join(map(tokenizer.decode, ids))
@@ -119,7 +121,7 @@ ROWS = {
         {"messages": [user("q"), user("r"), assistant("a")]},
     ),
     "reward": (
-        [{"prompt": f"q{i}", "chosen": "good", "rejected": "bad"} for i in range(20)],
+        PAIRS[:20],
         {"system": "Be brief.", "prompt": "q", "chosen": "good", "rejected": "bad"},
         {"prompt": [user("q"), user("r")], "chosen": "good", "rejected": "bad"},
     ),
@@ -170,3 +172,17 @@ def test_what_a_recipe_does_with_rows_that_it_cannot_read(bases, tmp_path, stage
     assert f"rows.jsonl: 2 of {first + 1} rows are unreadable and left out: 1 " in dropped.stdout
     record = record_of(tmp_path / "c")
     assert record["status"] == "finished" and record["arguments"]["data"]["unreadable"] == "drop"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, rows", [("sft", [*PLAIN, *CHATS.values()]), ("reward", PAIRS)])
+def test_a_run_on_rich_rows_and_its_measure(bases, tmp_path, stage, rows):
+    data, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "run"
+    flags = ["--test_split_size=0.5", "--max_length=1024", *SMALL_RUN]
+    run_here(stage, "--model_name_or_path", bases / "qwen3", "--dataset_name", data, *flags, "--output_dir", out)
+    assert record_of(out)["status"] == "finished"
+    done = run_program(sys.executable, RECIPES / "measure.py", out, "--max_new_tokens=4")
+    assert " held out" in done.stdout
+    every = run_program(sys.executable, RECIPES / "measure.py", out, "--max_new_tokens=4", "--dataset_name", data)
+    assert stage == "reward" or "2 of 26 rows need tools or settings of the template and are not asked" in every.stdout
+    assert json.loads((out / "evaluation.json").read_text())["rows"] == (23 if stage == "reward" else 24)
