@@ -1,23 +1,18 @@
 """What a row says about its conversation in columns of its own: how it opens, its tools, settings of the template."""
 
+import inspect
 from collections.abc import Mapping
 
-from fourstage.data.turns import as_json, holds_nothing, parsed, turn
+from transformers import PreTrainedTokenizerBase
+
+from fourstage.data.turns import as_json, check_not_learnt, holds_nothing, parsed, turn
 
 OPENING = ("system", "system_prompt", "history")
 SETTINGS = ("tools", "functions", "chat_template_kwargs")
 MEDIA = ("images", "image", "audios", "audio", "videos", "video")
 _SAID = frozenset((*SETTINGS, *MEDIA))
-# What `chat_template_kwargs` may not hold: the trainers say it themselves.
-_NOT_OPTIONS = (
-    "conversation",
-    "messages",
-    "tools",
-    "chat_template",
-    "tokenize",
-    "add_generation_prompt",
-    "return_dict",
-)
+# What `chat_template_kwargs` may not hold: what becomes of the text is the trainers' to say.
+_NOT_OPTIONS = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages"} - {"documents"}
 
 
 def opened(row: Mapping, turns: list[dict]) -> list[dict]:
@@ -48,6 +43,7 @@ def _history(history: object) -> list[dict]:
     """Earlier turns, given as turns or as pairs of a question and its answer."""
     if not isinstance(history, list):
         raise ValueError(f"column 'history' holds {type(history).__name__}, expected a list of turns or pairs")
+    check_not_learnt(history, "history")
     turns = []
     for item in history:
         if isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item):
@@ -82,7 +78,7 @@ def settings_of(row: Mapping) -> dict:
     tools = next(iter(values.values()), [])
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise ValueError(f"column {next(iter(values))!r} must be a list of tools, or the JSON text of one")
-    reserved = isinstance(options, Mapping) and sorted(options.keys() & set(_NOT_OPTIONS))
+    reserved = isinstance(options, Mapping) and sorted(options.keys() & _NOT_OPTIONS)
     if not isinstance(options, Mapping) or reserved:
         raise ValueError(
             "column 'chat_template_kwargs' must hold settings of the chat template by name, got "

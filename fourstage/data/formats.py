@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from trl import extract_prompt
 
 from fourstage.data.beside import MEDIA, OPENING, SETTINGS, opened, settings_of
-from fourstage.data.turns import as_turns, holds_nothing, is_masked, turn
+from fourstage.data.turns import as_turns, check_not_learnt, holds_nothing, is_masked, turn
 
 # A text is the reason why a row is left out; None means that the row is empty.
 Convert = Callable[[Mapping], dict | str | None]
@@ -192,16 +192,26 @@ def _turns(row: Mapping) -> tuple[list[dict], list[dict]]:
             f"columns {_filled_columns(row)} fit no known format; expected messages, conversations, prompt + "
             "completion, instruction + output, or question + answer"
         )
-    if len(columns) == 1:
-        return _at_first_trained(row[columns[0]], as_turns(row[columns[0]], None))
-    return _question_turns(row, columns[0]), as_turns(row[columns[-1]], "assistant")
+    question, answer = columns[0], columns[-1]
+    if question == answer:
+        turns = as_turns(row[answer], None)
+        return _at_first_learnt(turns, _masked(row[answer], turns))
+    check_not_learnt(row[question], question)
+    prompt, turns = _question_turns(row, question), as_turns(row[answer], "assistant")
+    masked = _masked(row[answer], turns)
+    before, learnt = _at_first_learnt(turns, masked) if masked else ([], turns)
+    return [*prompt, *before], learnt
 
 
-def _at_first_trained(given: list | Mapping, turns: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Turns divided before the first answer that is to be learnt; `given` are the same turns as in the file."""
-    masked: set[int] = set()
-    if isinstance(given, list) and max(map(len, given), default=0) > 2:
-        masked = {i for i, each in enumerate(given) if is_masked(each) and turns[i]["role"] == "assistant"}
+def _masked(given: object, turns: list[dict]) -> set[int]:
+    """Which answers are marked as not to be learnt; `given` are the same turns as in the file."""
+    if not isinstance(given, list) or max(map(len, given), default=0) <= 2:
+        return set()
+    return {i for i, each in enumerate(given) if is_masked(each) and turns[i]["role"] == "assistant"}
+
+
+def _at_first_learnt(turns: list[dict], masked: set[int]) -> tuple[list[dict], list[dict]]:
+    """Turns divided before the first answer that is to be learnt."""
     first = next((i for i, turn in enumerate(turns) if turn["role"] == "assistant" and i not in masked), len(turns))
     later = [i for i in masked if i > first]
     if later:

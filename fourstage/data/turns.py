@@ -195,6 +195,13 @@ def is_masked(given: Any) -> bool:
     return bool(marks) and not all(marks.values())
 
 
+def check_not_learnt(given: Any, name: str) -> None:
+    """Raises ValueError if a turn in the column `name`, of which nothing is learnt, is marked as one to learn."""
+    turns = [each for each in given if isinstance(each, Mapping) and len(each) > 2] if isinstance(given, list) else []
+    if any(each.get(key) for each in turns for key in MARKS):
+        raise ValueError(f"a turn in {name!r} is marked as one to learn, and none there is; move it, or drop the mark")
+
+
 def folded(parts: Sequence[Sequence[dict]]) -> list[list[dict]]:
     """Turns in which each text of the system stands at the beginning of the next turn of the user, after a blank line.
 

@@ -1,8 +1,12 @@
 """Every row format against the conversation written out by hand."""
 
+import json
+import re
+
 import pytest
 
-from fourstage.data.formats import conversation_row, preference_row, text_row
+from fourstage.data.formats import conversation_row, preference_row, prompt_row, text_row
+from tests.helpers import ROOT
 
 
 def user(content):
@@ -306,3 +310,23 @@ def test_a_pair_that_cannot_be_learnt_from_says_why_in_one_line(row, words):
     with pytest.raises(ValueError) as error:
         preference_row(row)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+# The page on data
+
+
+@pytest.mark.parametrize(
+    "section, convert, count",
+    [
+        ("## Instruction tuning", conversation_row, 6),
+        ("## Preference tuning: the reward model", preference_row, 7),
+        ("## Preference tuning: PPO", prompt_row, 3),
+    ],
+)
+def test_examples_in_the_documents_are_rows(section, convert, count):
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    text = page.partition(f"{section}\n")[2].partition("\n## ")[0]
+    examples = [json.loads(example) for example in re.findall(r"\| `(\{.*\})` \|$", text, re.M)]
+    assert len(examples) >= count
+    for row in examples:
+        assert convert(row)["prompt"][-1]["role"] == "user", row

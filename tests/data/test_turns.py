@@ -132,6 +132,15 @@ def test_marks_say_where_the_loss_begins(key):
     assert conversation_row(turns(0, False)) == "without an answer that is marked to be learnt"
     with pytest.raises(ValueError, match="turn 4 is marked as not to be learnt, after one that is"):
         conversation_row(turns(1, 0))
+    asked = {"prompt": [user("p")], "completion": turns(0, 1)["messages"]}
+    row = conversation_row(asked)
+    assert [turn["content"] for turn in row["prompt"]] == ["p", "q", "a0", "q"]
+    assert row["completion"] == [assistant("a1")]
+    plain = [user("q"), assistant("a")]
+    assert conversation_row({"prompt": [], "completion": plain}) == {"prompt": [], "completion": plain}
+    for where in ({"prompt": turns(1)["messages"] + [user("q")]}, {"prompt": "q", "history": turns(1)["messages"]}):
+        with pytest.raises(ValueError, match="is marked as one to learn, and none there is"):
+            conversation_row({**where, "completion": "a"})
     with pytest.raises(ValueError, match="last turn of chosen is marked as not to be learnt"):
         preference_row({"prompt": "q", "chosen": [assistant("a", **{key: 0})], "rejected": "b"})
 
@@ -190,6 +199,7 @@ def test_system_and_history_come_before_what_is_asked(columns, prompt):
         ({"chat_template_kwargs": "on"}, "column 'chat_template_kwargs' is text that is not JSON"),
         ({"chat_template_kwargs": [1]}, "must hold settings of the chat template by name, got [1]"),
         ({"chat_template_kwargs": {"tools": [TOOL]}}, "by name, got ['tools']"),
+        ({"chat_template_kwargs": {"max_length": 9, "truncation": True}}, "got ['max_length', 'truncation']"),
     ],
 )
 def test_columns_beside_a_conversation_that_are_not_understood(columns, words):
