@@ -3,9 +3,11 @@
 import re
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import hf_hub_download
 from peft import (
     PeftConfig,
     PeftModel,
@@ -27,7 +29,7 @@ _HEAD = re.compile(r"(^|\.)(score|classifier)\.(.*\.)?weight$")
 def adapter_weights(name: str, revision: str | None = None) -> dict[str, torch.Tensor]:
     """The tensors of an adapter's folder or Hub id; raises ValueError as `opening` does."""
     with opening(name):
-        return load_peft_weights(name, device="cpu", **_hub(revision))
+        return load_peft_weights(_folder_of(name, revision), device="cpu")
 
 
 def labels_of(name: str, revision: str | None = None) -> int | None:
@@ -53,7 +55,7 @@ def merged(model: PreTrainedModel, name: str, revision: str | None = None) -> Pr
     warnings.filterwarnings("ignore", "Unable to fetch remote file|Could not find a config file")
     weights = adapter_weights(name, revision)
     with opening(name):
-        config = PeftConfig.from_pretrained(name, **_hub(revision))
+        config = PeftConfig.from_pretrained(_folder_of(name, revision))
         config.base_model_name_or_path = model.name_or_path  # else a warning, where the adapter lies beside its base
         _grow(model, config, weights)
         untie(model, weights)
@@ -73,8 +75,14 @@ def merged(model: PreTrainedModel, name: str, revision: str | None = None) -> Pr
     return cast(PreTrainedModel, whole.requires_grad_(True).eval())
 
 
-def _hub(revision: str | None) -> dict[str, Any]:
-    return {"revision": revision} if revision else {}
+def _folder_of(name: str, revision: str | None) -> str:
+    """The adapter's folder, or where its files are once they have been fetched; pickles are not."""
+    if Path(name).is_dir():
+        return name
+    files = [
+        hf_hub_download(name, f"adapter_{file}", revision=revision) for file in ("config.json", "model.safetensors")
+    ]
+    return str(Path(files[0]).parent)
 
 
 def _grow(model: PreTrainedModel, config: PeftConfig, weights: dict[str, torch.Tensor]) -> None:

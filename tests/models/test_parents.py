@@ -5,11 +5,15 @@ The judges are hand arithmetic, bitsandbytes' own dequantisation, and PEFT with 
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from stub_hub import StubHub
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,6 +23,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from fourstage.models.adapters import finished_model
 from fourstage.models.checkpoint import (
     check_openable,
     is_classifier,
@@ -163,6 +168,33 @@ def test_quantised_weights_are_what_they_stand_for(quantised, places, tmp_path, 
     assert model.generation_config.eos_token_id == 2
 
 
+def test_the_four_bits_of_gpt_oss(tmp_path):
+    """MXFP4 by hand: two numbers a byte, the low one first, and a power of two for each 32 of them."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gpt_oss", **SHAPE | {"intermediate_size": 32, "num_hidden_layers": 1})
+    config.update({"num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    values, meant = torch.cat([values, -values]), {}
+
+    def pack(weights):
+        for name in [name for name in weights if name.endswith(("gate_up_proj", "down_proj"))]:
+            experts, columns, rows = weights.pop(name).shape
+            blocks = torch.randint(256, (experts, rows, columns // 32, 16), dtype=torch.uint8)
+            scales = torch.randint(118, 124, blocks.shape[:-1], dtype=torch.uint8)
+            pairs = torch.stack([values[(blocks & 15).long()], values[(blocks >> 4).long()]], -1).flatten(-2)
+            meant[name] = (pairs * 2.0 ** (scales.float() - 127)[..., None]).flatten(-2).transpose(1, 2)
+            weights |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        return weights
+
+    change_weights(tmp_path, pack)
+    edit(tmp_path / "config.json", quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})
+    model = open_causal_lm(str(tmp_path), dtype=torch.float32)
+    assert len(meant) == 2 and all(torch.equal(model.state_dict()[name], value) for name, value in meant.items())
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(outputs(open_causal_lm(str(tmp_path / "saved"))), outputs(model))
+
+
 @pytest.mark.parametrize("kind", ["fp8", "4bit", "8bit"])
 def test_a_quantised_reward_model_scores_as_it_did(quantised, places, kind):
     folder, _ = quantised(kind, "reward")
@@ -170,9 +202,15 @@ def test_a_quantised_reward_model_scores_as_it_did(quantised, places, kind):
     torch.testing.assert_close(
         scores, outputs(AutoModelForSequenceClassification.from_pretrained(places / "reward")), rtol=0, atol=0.02
     )
-    causal, _ = quantised(kind) if kind == "fp8" and not shutil.rmtree(folder) else (None, None)
-    if causal:  # with a new head
-        assert open_scorer(str(causal), dtype=torch.float32)[1] == ["score.weight"]
+
+
+@pytest.mark.parametrize("kind", ["fp8", "4bit", "8bit"])
+def test_a_reward_model_begins_with_a_quantised_language_model(quantised, kind):
+    folder, means = quantised(kind)
+    model, lacking = open_scorer(str(folder), dtype=torch.float32)
+    assert lacking == ["score.weight"]
+    state = {key: value for key, value in model.state_dict().items() if key in means}
+    assert state and all(torch.allclose(value, means[key], rtol=1e-6, atol=1e-7) for key, value in state.items())
 
 
 @pytest.mark.parametrize(
@@ -357,6 +395,24 @@ def test_an_adapter_is_merged(places, adapter, tmp_path, capsys, kind, base):
         parent.base.name == str(places / base)
         and parent.identity()["base"] == find_parent(str(places / base)).identity()
     )
+
+
+def test_a_run_s_own_adapter_on_tied_weights_is_merged_right(places, tokenizer, tmp_path):
+    """LoRA on the embedding alone: the head that shares its weights is to stay what it was."""
+    torch.manual_seed(0)
+    shape = {**SHAPE, "vocab_size": len(tokenizer), "tie_word_embeddings": True}
+    adapted = get_peft_model(LlamaForCausalLM(LlamaConfig(**shape)), LoraConfig(target_modules=["embed_tokens"]))
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    run = SimpleNamespace(folder=tmp_path, is_main=True, record={})
+    trainer = SimpleNamespace(model=adapted, accelerator=Accelerator(cpu=True), processing_class=tokenizer)
+    asked = SimpleNamespace(attn_implementation=None, load_in_4bit=False, load_in_8bit=False)
+    expected = outputs(adapted)
+    merged = finished_model(run, trainer, None, asked)
+    assert run.record["adapter"]["merge_difference"] < 1e-5 and not merged.config.tie_word_embeddings
+    merged.save_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(outputs(open_causal_lm(str(tmp_path / "saved"))), expected, rtol=0, atol=1e-4)
 
 
 def test_a_new_adapter_on_a_merged_one_names_it(places, adapter, tmp_path):
@@ -571,3 +627,39 @@ def test_the_tokenizer_of_an_adapter(places, adapter, tokenizer, tmp_path):
     tokenizer.pad_token = "<|pad|>"
     assert list(names.values()) == ["<|reserved_0|>", "<|bos|>", "<|user|>"]
     assert find_parent(str(folder)).stage == "sft"
+
+
+# On the Hub
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """This process takes a small server for the Hub."""
+    with StubHub().serve() as stub:
+        url = stub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+        settings = {"ENDPOINT": stub.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
+        for name, value in (settings | {"HF_HUB_CACHE": str(tmp_path / "cache")}).items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's attempts
+        yield stub
+
+
+def test_an_adapter_on_the_hub(hub, places, adapter, tokenizer):
+    folder, expected = adapter(lora())
+    tokenizer.save_pretrained(places / "base")
+    edit(folder / "adapter_config.json", base_model_name_or_path="me/base")
+    for name, source in (("me/base", places / "base"), ("me/adapter", folder)):
+        hub.add(name, {path.name: path.read_bytes() for path in source.iterdir() if path.is_file()})
+    parent = find_parent("me/adapter", "main")
+    identity = parent.identity()
+    assert identity["commit"] and identity["base"]["path"] == "me/base" and identity["base"]["commit"]
+    model = open_causal_lm("me/adapter", revision="main")
+    torch.testing.assert_close(outputs(model), expected, rtol=0, atol=1e-4)
+    assert open_tokenizer("me/adapter", revision="main").get_vocab() == tokenizer.get_vocab()
+    hub.repos["model", "me/adapter"].commit(
+        "empty", {"adapter_config.json": b'{"peft_type": "PREFIX_TUNING"}'}, "other"
+    )
+    assert "prefix tuning" in refusal(find_parent, "me/adapter", "empty")
+    edit(folder / "adapter_config.json", base_model_name_or_path="me/gone")
+    assert "no such repository" in refusal(open_causal_lm, str(folder))
