@@ -89,6 +89,8 @@ def _answers(text: str, right: object) -> tuple[str, ...]:
             re.sub(r"(?<=[\d}])\s?(?:[mgshLNJWVKCF]|[a-z]{1,3}/[a-z]{1,3})(?:\^\{?[23]\}?)?$", "", text)
             for text in texts
         ]
+    if r"\pi" in gold:
+        texts = [re.sub(r"^(\d+)\s?\^\s?\{?\s?\\circ\s?\}?$", r"\\frac{\1\\pi}{180}", text) for text in texts]
     return tuple(dict.fromkeys(texts))
 
 

@@ -23,6 +23,8 @@ _FORMULA = re.compile(
     r"|(?<!\\)\$(?P<c>[^$\n]+?)(?<!\\)\$|\\\((?P<d>.+?)\\\)",
     re.S,
 )
+_ZEROS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALE = re.compile(rf"(?<=\d) ?({'|'.join(_ZEROS)})s?(?![A-Za-z])", re.I)
 _SUM = re.compile(r"\(?\d[\d.,%]*\)?\s?[-+*/x\u2013\u2212\u00d7\u00f7][^A-Za-z\n]*=")
 _UNIT = r"(?!(?:and|or|to|is|are|than|for|by|but|so)\b)[A-Za-z]{2,15}"
 _UNIT_IN_SUM = re.compile(
@@ -30,12 +32,12 @@ _UNIT_IN_SUM = re.compile(
     r"\s*(?=[-+*/x\u2013\u00d7\u00f7=]\s?\d|\)\s?/)"
 )
 # What stands between two dollar signs is no formula: "$5 and $6", "5 * $3 = $15".
-_IS_MONEY = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{4,}(?![A-Za-z(}])|[-=+*/(x]\s*$|^\s?\d[\d,.]*[^\\{}]*\s$")
+_IS_MONEY = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{4,}(?![A-Za-z(}])|(?:[-=+*/(]|\d\s?x)\s*$|^\s?\d[\d,.]*[^\\{}]*\s$")
 _FUNCTION = r"(?:sqrt|pi|sin|cos|tan|cot|sec|csc|ln|log|infinity|inf)(?![A-Za-z])"
 # A letter of the prose is mathematics where an operator, a bracket or a digit stands beside it.
 _LETTER = (
-    r"(?<![A-Za-z'\u2019])[A-Za-z](?=\s?[-+*/^=<>\u2264\u2265\u2260\u2248\u2208_]|\\(?:in|le|ge|ne|lt|gt|cdot|times)"
-    r"|[(\u2032]|\x00)(?![A-Za-z'])"
+    r"(?<![A-Za-z'\u2019])[A-Za-z](?:'{0,2}(?=[(])|(?=\s?[-+*/^=<>\u2264\u2265\u2260\u2248\u2208_]|\\(?:in|le|ge|ne|lt|gt)"
+    r"|\\(?:cdot|times)|[\u2032\x00\u00b2\u00b3\u00b9\u2070-\u209c])(?![A-Za-z']))"
     r"|(?:(?<=[-+*/^=<>\u2264\u2265_(\d)}\x00\u221a,\u03c0])|(?<=[-+*/^=<>\u2264\u2265,] ))[A-Za-z](?![A-Za-z'])"
 )
 _RUN_OF = [
@@ -45,7 +47,7 @@ _RUN_OF = [
     _FUNCTION,
     _LETTER,
     r"[-+*/^=<>()\[\]{}|%!_&,;:]",
-    r"[\u00b0-\u00b3\u00b7\u00b9\u00bc-\u00be\u00d7\u00f7\u03c0\u2032\u2070-\u208e\u2150-\u215e\u2205\u2208\u2013\u2212]",
+    r"[\u00b0-\u00b3\u00b7\u00b9\u00bc-\u00be\u00d7\u00f7\u03c0\u2026\u2032\u2070-\u209c\u2150-\u215e\u2205\u2208\u2013\u2212]",
     r"[\u221a\u221b\u221e\u2229\u222a\u2248\u2260\u2264\u2265]",  # roots, infinity, sets, relations
     r"(?<=\d) ?[xX] ?(?=\d)",
     r"\s(?=\S)",
@@ -53,7 +55,9 @@ _RUN_OF = [
 _RUN = re.compile(f"(?:{'|'.join(_RUN_OF)})+")
 _CONTENT = re.compile(r"[\d\x00\u00bc-\u00be\u03c0\u2150-\u215e\u2205\u221e]|\\[A-Za-z]{2,}|[A-Za-z]\s?[-+*/^=<>]")
 _JOINT = re.compile(
-    r"\W{0,3}(?:(?:[a-z]+ ){0,2}(?:,? ?(and|or)\W|,\W?)(?:[a-z]+ )?|(?:[a-z]+ )?(to|through) |[,;])\W*", re.I
+    r"\W{0,3}(?:(?:[a-z]+ ){0,2}(?:,? ?(and|or)\W|,\W?)(?:(?!so|then|thus|hence|giving|we )[a-z]+ )?"
+    r"|(?:[a-z]+ )?(to|through) |[,;])\W*",
+    re.I,
 )
 _THAN = r"(?:less|more|greater|fewer|other|larger|smaller) than"
 # Right before a number: it is not the answer, or one of several.
@@ -79,7 +83,7 @@ _LEAD = re.compile(
     re.I,
 )
 _STOP = re.compile(
-    r"(?<!\bca)(?<!approx)(?<!\be\.g)(?<!\bi\.e)(?<!\bNo)(?<!\bvs)(?<!\bM[rs])(?<!\bMrs)(?<!\bDr)(?<!\bSt)[.!?]+(?=[\s*\"')]|$)|\n|:\s*\n"
+    r"(?<!\bca)(?<!approx)(?<!\be\.g)(?<!\bi\.e)(?<!\bNo)(?<!\bvs)(?<!\bM[rs])(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\.)[.!?](?!\.)(?=[\s*\"')]|$)|\n|:\s*\n"
 )
 _REFUSAL = re.compile(
     r"\b(?:not|cannot|no|none|nothing|unknown|impossible|unsure|undefined|infinite|infinitely|wrong|never|neither)\b|n't\b"
@@ -250,7 +254,7 @@ def _masked(sentence: str) -> tuple[str, list[str]]:
         formulas.append(match[0] if match["e"] else next(match[name] for name in "abcd" if match[name]))
         return f"\x00{len(formulas) - 1}\x00"
 
-    sentence = sentence.replace("\x00", "")
+    sentence = _read_aloud(sentence.replace("\x00", ""))
     if any(_IS_MONEY.search(match["c"] or "") for match in _FORMULA.finditer(sentence)):
         sentence = re.sub(r"(?<!\\)\$\s?(?=\d)", "", sentence)
     sentence = _FORMULA.sub(keep, sentence)
@@ -287,9 +291,17 @@ def _grouped(text: str, runs: list[tuple[int, int]]) -> list[list[tuple[int, int
 def _in_words(sentence: str) -> str:
     """A number in words as digits; other words as they are."""
     sentence = _LEAD.sub("", sentence.strip(" \n*_\"'`.!"))
+    sentence = re.sub(r"^(yes|no)[,;.].*", r"\1", sentence, flags=re.I | re.S)
     amount = final_amount(sentence) if re.fullmatch(r"[A-Za-z ,'-]+", sentence) else None
     return sentence if amount is None else str(amount.value)
 
 
+def _read_aloud(text: str) -> str:
+    """With signs for "minus 3" and "2 million"."""
+    text = re.sub(r"\b(?:minus|negative) (?=[\d.\\$(\u221a\u03c0])", "-", text, flags=re.I)
+    return _SCALE.sub(lambda match: rf" \cdot 10^{{{_ZEROS[match[1].lower()]}}}", text).replace("...", "\u2026")
+
+
 def _without_fences(text: str) -> str:
+    text = re.sub(r"^\s*>\s", "", text, flags=re.M)  # a quotation in Markdown
     return re.sub(r"^\s*```.*$|`", "", text, flags=re.M) if "`" in text else text

@@ -155,9 +155,15 @@ def _with_signs(text: str) -> str:
     pieces = _OR_AND.split(text)
     if not all(_RELATION.search(piece) for piece in pieces[::2]):
         text = ",".join(piece.strip(" ,;") for piece in pieces[::2])
+    text = ",".join(_without_plus_minus(part) for part in _split(text, ",")) if r"\pm" in text else text
     text = re.sub(r"\\left(?=[(\[|])|\\right(?=[)\]|])", "", text)
     text = re.sub(r"(?<![\w^{.\\])(\d+(?:\.\d+)?)\s*(?=\([^(),]*\))", r"\1 \\cdot ", text)
     return re.sub(r"(\([^(),]*\))\s*(?=\([^(),]*\)|\d|\\frac)", r"\1 \\cdot ", text)
+
+
+def _without_plus_minus(text: str) -> str:
+    """Both values of what has a plus-minus sign, as a list."""
+    return ",".join(dict.fromkeys(text.replace(r"\pm", plus).replace(r"\mp", minus) for plus, minus in ("+-", "-+")))
 
 
 def _split(text: str, separators: str) -> list[str]:

@@ -31,7 +31,7 @@ _TEXT_SIGNS = str.maketrans(
     | {"\t": " ", "\n": " ", "\r": " ", "\u00a0": " "}
 )
 _SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b]+")
-_SUBSCRIPT = re.compile("[\u2080-\u2089]+")
+_SUBSCRIPT = re.compile("[\u2080-\u2089\u2090-\u209c]+")
 _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 _HIDDEN = r"\\(?:h|v)?phantom\s?\{[^{}]*\}|\\[hv]space\*?\s?\{[^{}]*\}|\\(?:label|tag)\s?\{[^{}]*\}"
 _FONT = r"\\(?:mathbf|textbf|boldsymbol|bm|underline|mathrm|text|textit|mathit|textrm|mathsf|emph)"
@@ -69,6 +69,11 @@ _REWRITINGS = [
         (r"\\(?:land|wedge)(?![A-Za-z])", r" \\text{ and } "),
         (r"^.*\\(?:implies|Rightarrow|Longrightarrow|Leftrightarrow|iff)(?![A-Za-z])", ""),
         (r":=", "="),
+        (r"~", " "),
+        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
+        (r"(?<![\\A-Za-z])(?:infinity|inf)(?![A-Za-z])", r"\\infty"),
+        (r"^(?:\\text\s?\{)?\s?[Aa]ll (?:real numbers|reals)\s?\}?$", r"\\mathbb{R}"),
+        (r"^\[(\[[^\[\]]+\](?:,\s*\[[^\[\]]+\])*)\]$", lambda m: _matrix(m[1])),
     ]
 ]
 
@@ -104,7 +109,7 @@ def _vulgar(sign: str) -> str:
 
 
 def _digits(text: str) -> str:
-    return "".join("-" if sign == "\u207b" else str(unicodedata.digit(sign)) for sign in text)
+    return "".join("-" if sign == "\u207b" else unicodedata.normalize("NFKC", sign) for sign in text)
 
 
 def _repeating(match: re.Match) -> str:
@@ -119,6 +124,12 @@ def _last_row(rows: str) -> str:
     """The last row of an align block; where it begins with =, the left side of the first row stands before it."""
     lines = [line.replace("&", " ").strip() for line in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr", rows)]
     return next((line for line in reversed(lines) if line), "")
+
+
+def _matrix(rows: str) -> str:
+    """[1, 2], [3, 4] as a matrix."""
+    lines = [row.replace(",", "&") for row in re.findall(r"\[([^\[\]]+)\]", rows)]
+    return r"\begin{pmatrix}" + r"\\".join(lines) + r"\end{pmatrix}"
 
 
 def _joint(text: str) -> str:

@@ -19,7 +19,6 @@ VERIFIERS = ("number", "math", "choice", "exact", "countdown")
 FIRST: dict[tuple[str, str, str], str] = {}
 SECOND = {
     ("number", "19", "19 19 19 19 19 19 19 19"): "rewarding a loop would teach loops: verifier",
-    ("math", "(2,5)", "\\boxed{2, 5}"): "math-verify takes a list for a tuple: label",
     ("choice", "B", "B B B B"): "rewarding a loop would teach loops: verifier",
 }
 SETS = {"labelled_answers.jsonl": FIRST, "labelled_answers_second.jsonl": SECOND}
