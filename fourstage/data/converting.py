@@ -1,5 +1,6 @@
 """Converts the rows of a source to what a stage trains on, and says which of them, and which columns, it leaves out."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -170,6 +171,13 @@ class Conversion:
         without = {"chat_template_kwargs": {}}  # TRL takes no None for it
         return {key: [row.get(key, without.get(key)) for row in converted] for key in self.features}
 
+    def stored_batch(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+        """As `batch`, for rows that are written to the disk, where a text in a Json column must be JSON itself."""
+        columns = self.batch(batch, indices)
+        for key in (key for key, kind in self.features.items() if isinstance(kind, Json)):
+            columns[key] = [json.dumps(value) if isinstance(value, str) else value for value in columns[key]]
+        return columns
+
     def _with_extras(self, row: dict) -> dict:
         """Notes what a row has beyond the columns and keys of its stage, and leaves out what `features` lacks."""
         columns = _TURNS_OF[self.reader.stage]
@@ -301,7 +309,7 @@ def _mapped(data: Rows, columns: list[str], conversion: Conversion) -> Rows:
         )
     # Not from the cache, which would not notice another version of this package.
     return data.map(
-        conversion.batch,
+        conversion.stored_batch,
         with_indices=True,
         batched=True,
         batch_size=_BATCH,

@@ -75,6 +75,16 @@ def test_types_are_those_of_the_data(tmp_path):
 
 @pytest.mark.parametrize("stage", ["ppo", "grpo"])
 @pytest.mark.parametrize("streaming", [False, True])
+def test_a_column_of_several_types_keeps_them(tmp_path, stage, streaming):
+    hints = ["1.50", 3, "true", True, "x", "[1]", None, {"a": "5"}, "null", [1, "2"]]
+    rows = [{"prompt": f"{i}?", "answer": str(i), "hint": hints[i % 10]} for i in range(40)]
+    parts = load(stage, dataset_name=write(tmp_path / "a.jsonl", rows), dataset_streaming=streaming)
+    got = {row["prompt"][0]["content"]: row["hint"] for part in parts for row in part}
+    assert got == {row["prompt"]: row["hint"] for row in rows}
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+@pytest.mark.parametrize("streaming", [False, True])
 def test_columns_named_like_keywords_of_the_reward_call(tmp_path, capsys, stage, streaming):
     odd = {name: ["a"] for name in RESERVED_COLUMNS}
     rows = [{"prompt": f"{i}?", "answer": str(i), "tokens": 512, **odd} for i in range(30)]
