@@ -125,7 +125,7 @@ def _says_again(text: str, before: list[Token], after: list[Token]) -> bool:
 
 def _is_list(text: str, before: list[Token], after: list[Token]) -> bool:
     """Whether two neighbouring runs are a list, alternatives or a range, by what stands between them."""
-    between = text[before[-1].end : after[0].start]
+    between = re.sub(r"[{}\s]+", " ", text[before[-1].end : after[0].start])
     if len(between) > 80:
         return False
     if between.strip() == "," and _INTRODUCTION.search(text[max(before[0].start - 20, 0) : before[0].start]):
@@ -176,7 +176,9 @@ def _text_tokens(text: str, alone: bool) -> list[Token]:
             if after_number and _ORDINAL.match(match[0]):
                 tokens.pop()  # 6th is not an amount
             kind = _word_kind(match[0], after_number, alone)
-            kind = "bad" if text[match.end() : match.end() + 1] in ("^", "_") else kind
+            after, before = text[match.end() : match.end() + 1], text[match.start() - 1 : match.start()]
+            is_variable = match[0] == "a" and (before in tuple("(-+*/^=") or after in tuple(")+-*/="))
+            kind = "bad" if after in ("^", "_") or is_variable else kind
         elif kind == "number" and ":" in match[0]:
             kind = "bad" if alone else "break"  # a time of day
         elif match[0] == "[" and alone:

@@ -43,6 +43,7 @@ _MONEY = re.compile(r"([$\u20ac\u00a3\u00a5\u20b9] ?\d[\d,]*(?:\.\d+)?) ?(k|mn?|
 _THOUSANDS = re.compile(r"(?<![\w$({=+*/^.,-])(?<!= )(\d[\d,]*(?:\.\d+)?)k(?![\w$^)}+*/=-])(?! ?[-+*/=])")
 _DECIMAL_THOUSANDS = re.compile(r"(\d\.\d+)k(?![\w^])")
 _EUROS = re.compile(r"(?<![\d.,])(\u20ac ?\d{1,3}|\d{1,3}(?=,\d\d ?\u20ac)),(\d\d)(?!\d)")
+_MATRIX = re.compile(r"\\begin\{([a-zA-Z]?matrix|cases|array)\}.*?\\end\{\1\}", re.S)
 _SCALES = {"k": "thousand", "m": "million", "b": "billion"}
 _LABEL = re.compile(r"\A\s{0,9}[(\[]?[A-J][).:\]]{1,2}\s(?=\s*\S)")
 _SIGN = re.compile(r"^\s*([->])\s+(?=[\d.$\\])")
@@ -100,7 +101,8 @@ def gold_amount(answer: object, decimal_comma: bool = False) -> Amount | None:
 
 
 def _readable(part: str, decimal_comma: bool) -> str:
-    return comma_decimals(plain(part)) if decimal_comma else plain(part)
+    text = plain(_MATRIX.sub(r"\\matrix ", part))
+    return comma_decimals(text) if decimal_comma else text
 
 
 def _signed(part: str, decimal_comma: bool) -> str:
