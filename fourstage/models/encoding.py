@@ -75,15 +75,16 @@ def _refusal_of_shape(
     return next((f"it leaves the {turn['role']}'s turn out" for turn in turns if turn["content"] not in text), None)
 
 
-def generation_opening(tokenizer: PreTrainedTokenizerBase) -> str:
+def generation_opening(tokenizer: PreTrainedTokenizerBase, **options: Any) -> str:
     """What of an answer the chat template has written before the model begins: "<think>", or nothing.
 
+    `options` go to the chat template, as in `conversation_ids`.
     Example: "<think>" for the templates of DeepSeek-R1 and Qwen3.5, "" for that of Qwen3.
     """
     if not tokenizer.chat_template:
         return ""
     turns = [{"role": "user", "content": "a"}]
-    text = cast(str, tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    text = cast(str, tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **options))
     return "<think>" if text.rstrip().endswith("<think>") else ""
 
 
