@@ -113,7 +113,11 @@ def open_classifier(
 ) -> PreTrainedModel:
     """The sequence classifier of a folder or Hub id, with its head. Otherwise as `open_causal_lm`."""
     model, missing = open_scorer(name, say, config, **options)
-    _refuse_gaps(name, model.config, missing, [])
+    if missing:
+        raise ValueError(
+            f"{name} has no score head ({missing[0]} is not among its weights), so it cannot score; name a reward model, "
+            "such as recipes/reward.py makes"
+        )
     return model
 
 
