@@ -18,7 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 from fourstage.models.checkpoint import is_classifier, open_causal_lm
-from fourstage.models.encoding import conversation_ids
+from fourstage.models.encoding import conversation_ids, turn_end
 from fourstage.models.facts import context_of, stop_ids
 from fourstage.models.opening import open_tokenizer
 from fourstage.parent import check_parent, find_parent
@@ -149,8 +149,9 @@ def is_reward_model(name: str, **options) -> bool:
 
 
 def _plain_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Where the model stops, and nothing else: at its own end tokens, and at the tokenizer's."""
-    stops = {*stop_ids(model.generation_config), tokenizer.eos_token_id} - {None}
+    """Where the model stops, and nothing else: at its end tokens, the tokenizer's, and what closes its turns."""
+    ends = (*stop_ids(model.generation_config), tokenizer.eos_token_id, turn_end(tokenizer))
+    stops = {end for end in ends if end is not None}
     pad = next((i for i in (tokenizer.pad_token_id, *sorted(stops)) if i is not None), 0)
     return GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(stops), pad_token_id=pad)
 

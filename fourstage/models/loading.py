@@ -161,6 +161,8 @@ def load_tokenizer(model_args: ModelArguments, chats: bool = False) -> tuple[Pre
     if chats and (end := new_stop(model_args, tokenizer)) is not None:
         named = tokenizer.convert_ids_to_tokens(end)
         repairs.append(f"eos_token_id: {named} joins {tokenizer.eos_token}, as the chat template ends turns with it")
+    if chats and turn_end(tokenizer) is None:
+        print(f"{name}: its chat template closes the assistant's turn with no token, so SFT teaches no end", flush=True)
     for repair in repairs:
         print(f"{name}: {repair}", flush=True)
     return tokenizer, repairs
