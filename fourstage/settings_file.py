@@ -11,6 +11,7 @@ import yaml
 
 from fourstage.errors import one_line
 
+_ALSO_BOOL = ("fsdp", "scale_rewards")  # the libraries take true and false, though their hints say text
 _NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a number", dict: "a mapping"}
 
 
@@ -58,7 +59,7 @@ def typed_settings(values: Mapping, texts: Mapping, kinds: Sequence[type], where
     hints: dict[str, set] = {}
     for base in (base for kind in kinds for base in kind.__mro__ if "__dataclass_fields__" in vars(base)):
         for name, hint in get_type_hints(base).items():  # of bases too: ours say `str` where transformers has an enum
-            hints.setdefault(name, set()).update(_members(hint))
+            hints.setdefault(name, {bool} if name in _ALSO_BOOL else set()).update(_members(hint))
     return _by_name(values, texts, hints, where)
 
 

@@ -12,6 +12,7 @@ from helpers import RECIPES, load_recipe
 
 from fourstage.settings_file import typed_settings
 
+BOTH = ("include_num_input_tokens_seen", "scale_rewards", "fsdp")  # take true and false beside words
 STAGES = ["pretrain", "sft", "reward", "ppo", "grpo"]
 
 
@@ -100,6 +101,12 @@ def test_a_value_is_read_as_its_field_takes_it(monkeypatch, tmp_path, line, valu
     assert got == value and isinstance(got, type(value)) and isinstance(got, bool) == isinstance(value, bool)
 
 
+def test_text_fields_that_also_take_true_and_false(monkeypatch, tmp_path):
+    got = read(monkeypatch, tmp_path, "grpo", "scale_rewards: no\nfsdp: off")
+    assert (got["scale_rewards"], got["fsdp"]) == ("none", False)
+    assert read(monkeypatch, tmp_path, "grpo", "scale_rewards: batch")["scale_rewards"] == "batch"
+
+
 @pytest.mark.parametrize("stage", ["ppo", "grpo"])
 def test_rewards_by_one_name_and_one_weight(monkeypatch, tmp_path, stage):
     got = read(monkeypatch, tmp_path, stage, "reward_funcs: number\nreward_weights: 1e-1")
@@ -169,6 +176,6 @@ def test_every_field_for_text_keeps_the_words_and_every_list_takes_one(stage):
     assert len(texts) > 20 and lists
     for text, value in words.items():
         got = typed_settings(dict.fromkeys(texts + lists, value), dict.fromkeys(texts + lists, text), kinds, "")
-        kept = [name for name in texts if got[name] == text or (name == "include_num_input_tokens_seen" and not value)]
+        kept = [name for name in texts if got[name] == text or (name in BOTH and got[name] is value)]
         assert kept == texts and all(got[name] == [text] for name in lists)
     assert all(types.NoneType in get_args(hints[name]) for name in ("dataset_name", "run_name"))
