@@ -84,19 +84,13 @@ class Reader:
 
     def _ask_template(self, tokenizer: PreTrainedTokenizerBase, row: Mapping) -> None:
         for names in _READ_TOGETHER[self.stage]:
-            turns = [turn for name in names for turn in row[name]]
-            shape = tuple([turn["role"] if len(turn) == 2 and turn["content"] else _shape(turn) for turn in turns])
-            shape += ("tools",) if row.get("tools") else ()
+            shapes = [t["role"] if len(t) == 2 and t["content"] else _shape(t) for name in names for t in row[name]]
+            shape = (*shapes, "tools") if row.get("tools") else tuple(shapes)
             if shape not in self._asked:
-                asks = len(names) == 1
-                self._asked[shape] = template_refusal(tokenizer, turns, row.get("tools"), add_generation_prompt=asks)
-            refusal = self._asked[shape]
-            if refusal:
-                system = any(turn["role"] == "system" for turn in turns)
-                fold = "fold the system text into the first user turn with --fold_system, or " if system else ""
-                raise ValueError(
-                    f"the chat template refuses it: {refusal}; {fold}leave such rows out with --unreadable drop"
-                )
+                turns = [turn for name in names for turn in row[name]]
+                self._asked[shape] = _refusal(tokenizer, turns, row.get("tools"), len(names) == 1)
+            if self._asked[shape]:
+                raise ValueError(self._asked[shape])
 
     def features(self, data: Rows, name: str) -> Features:
         """The columns of converted rows, without extra keys."""
@@ -234,6 +228,18 @@ class Conversion:
         return ValueError(
             f"{self.name}: all rows {', or '.join(parts)}, so there is nothing to train on; choose other data"
         )
+
+
+def _refusal(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict], tools: object, asks: bool) -> str | None:
+    """Why the chat template refuses a conversation, and what to do about it; None where it takes it."""
+    refusal = template_refusal(tokenizer, turns, tools, add_generation_prompt=asks)
+    if not refusal:
+        return None
+    roles = [turn["role"] for turn in turns]
+    can_fold = "system" in roles and "user" in roles[len(roles) - roles[::-1].index("system") :]
+    helps = can_fold and not template_refusal(tokenizer, folded([turns])[0], tools, add_generation_prompt=asks)
+    fold = "fold the system text into the first user turn with --fold_system, or " if helps else ""
+    return f"the chat template refuses it: {refusal}; {fold}leave such rows out with --unreadable drop"
 
 
 def _shape(turn: Mapping) -> tuple:

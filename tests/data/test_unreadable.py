@@ -128,6 +128,7 @@ REFUSED = {
     "system": ({"messages": [SYSTEM, user("q"), assistant("a")]}, "System role not supported; fold the system text"),
     "system column": ({"system": "Be brief.", "question": "q", "answer": "a"}, "System role not supported"),
     "order": ({"messages": ALTERNATE}, "Conversation roles must alternate"),
+    "both, which folding does not mend": ({"messages": [SYSTEM, *ALTERNATE]}, "System role not supported; leave"),
     "order in a prompt": ({"prompt": ALTERNATE[:2], "completion": "c"}, "must alternate"),
 }
 
