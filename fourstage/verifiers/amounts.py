@@ -14,7 +14,7 @@ from fourstage.verifiers.arithmetic import expression
 from fourstage.verifiers.digits import DIGITS, EXPONENT, NUMBER, lump
 
 _TOKEN = re.compile(
-    rf"(?P<number>{NUMBER})|(?P<word>[A-Za-z](?:['-]?[A-Za-z0-9])*)|(?P<arrow>=>|->)|(?P<relation>[<>!]=|=<)|(?P<sign>-)"
+    rf"(?P<number>{NUMBER})|(?P<word>[A-Za-z](?:['-]?[A-Za-z0-9])*)|(?P<arrow>=+>|->)|(?P<relation>[<>!]=|=<)|(?P<sign>-)"
     r"|(?P<operator>[+*/^])|(?P<equals>==?|\\approx(?![A-Za-z]))|(?P<bracket>[()\[\]{}])|(?P<space>[ \t\u2009]+)"
     r"|(?P<percent>%)|(?P<end>[^\\_<>!&\u0370-\u03ff\u221a\u221e\u00b1\u2264\u2265\u2260])|(?P<bad>\\[A-Za-z]*|.)",
     re.S,

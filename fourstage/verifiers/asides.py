@@ -2,7 +2,8 @@ r"""What stands in a sentence beside its answer: numbers that it denies, compare
 
 import re
 
-from fourstage.verifiers.digits import NUMBER
+from fourstage.verifiers.arithmetic import expression
+from fourstage.verifiers.digits import NUMBER, lump
 
 _N = rf"[+-]?(?:{NUMBER})"
 _DENIAL = r"not|\w{1,9}n't|never|neither|cannot be|instead of|rather than|other than|unlike|except|anything but|besides"
@@ -11,11 +12,13 @@ _DENIED = re.compile(
     rf"(?<![a-z])(?:{_DENIAL})(?: (?:be|exactly|just|only|equal to|the))?(?: an?)?"
     rf"[ {{}}]{{1,4}}{_N}(?:(?:, (?:or |nor )?| or | nor ){_N}){{0,9}}"
     rf"|(?:n't|\bnot|\bcannot) (?:think|believe|say|sure|certain|know|tell|determine|clear)\b[^.\d\n]{{0,20}}{_N}"
-    rf"|(?:(?<![\d.,:\u2009])(?:{NUMBER}) ?(?:times )?)?(?<!no )(?<!not )\b(?:{_COMPARED}) than {_N}"
+    rf"|(?:(?<![\d.,:\u2009])(?:{NUMBER}) ?(?:times )?)?(?<!no )(?<!not )\b(?:{_COMPARED}) than (?:the |her |his )?{_N}"
+    rf"|(?:^\W{{0,9}}|\b(?:is|are|was|has|have|just|well) )(?:over|under|above|below) {_N}"
     rf"|(?<![\d.,:\u2009]){_N} (?:is|was|would be) (?:wrong|incorrect|not\b|impossible|too [a-z]+)",
     re.I,
 )
 _BRACKETS = re.compile(r"\((?!(?:or )?(?:maybe|perhaps|possibly)\b)[^()\n]{1,200}\)")
+_WORKED = re.compile(rf"(?<![\d.,:\u2009])({NUMBER}) ?[a-z]{{0,15}} ?\(([^()=\n]{{3,80}})\)")
 _LABELLED = re.compile(
     r"\b(?:day|step|question|problem|figure|table|example|part|equation|chapter|grade|room|line|row|level|round|stage)"
     r" \d{1,4}\b(?![.,]\d)|\b(?:in|since|by|until|before|after) (?:19|20)\d\d\b(?! [a-z])"
@@ -65,8 +68,17 @@ def without_denied(text: str) -> str:
 
 
 def without_brackets(text: str) -> str:
-    """The text with blanks for what stands among words, or as an equation, in brackets."""
+    """The text with blanks for what stands among words, as an equation or as the sum before its result, in brackets."""
+    text = _WORKED.sub(_without_work, text)
     return _BRACKETS.sub(lambda match: _blank(match) if re.search("[A-Za-z]{2}|=", match[0]) else match[0], text)
+
+
+def _without_work(match: re.Match) -> str:
+    """18 (9 x 2) without its bracket."""
+    work = expression(match[2])
+    if work is None or not work.operators or work.value != lump(match[1]):
+        return match[0]
+    return match[0][: match.start(2) - 1 - match.start()].ljust(len(match[0]))
 
 
 def main_clause(text: str) -> str:

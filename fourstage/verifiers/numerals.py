@@ -30,6 +30,7 @@ _WITHDRAWN = re.compile(
 _SECOND_GUESS = re.compile(
     r"[\s.!]{0,5}(?:or|maybe|perhaps|possibly|alternatively|it could (?:also )?be)\b[^.\n]*\d", re.I
 )
+_EXPLANATION = re.compile(r"\W{0,9}(?:explanation|reasoning|justification|rationale|check)\b\W{0,3}[:\n]", re.I)
 _CONCLUDING = re.compile(
     r"\W{0,9}(?:so|thus|therefore|hence|in total|altogether|in all|that leaves|this leaves|there (?:are|is) now)\b",
     re.I,
@@ -179,6 +180,9 @@ def _of_prose(text: str) -> Amount | None:
     """The number of the last sentence that has one and is no remark; number words only count if there are no digits."""
     if not re.search(r"\d", text):
         text = words_as_digits(text)
+    first, _, rest = text.strip().partition("\n")
+    if _EXPLANATION.match(rest) and re.search(r"\d", first):
+        text = first
     remark = None
     for sentence in reversed(_STOP.split(_ABBREVIATION.sub(" ", text))):
         if _CONCLUDING.match(sentence) and not re.search(r"\d", sentence):

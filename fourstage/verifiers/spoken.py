@@ -65,6 +65,7 @@ _SPELLINGS = [
         (r"(?<=[\w}])(?: ?\})? ?/ ?(?=(?:[a-z]{4,20}|day|kg|km|lb|cup|box|bag|hr?|min|s|mi|gal)(?![a-z]))", " per "),
         (r"(?<=[\d%]) (?:times|multiplied by|percent of|of)(?= \d)", " * "),
         (r"(?<=%) of (?=(?:the )?\d)", " * "),
+        (r"(?<=\d)(?:,? which)?(?: is|,) (?:half|twice|double|triple|thrice)\b[^,.=\n]*$", ""),
         (r"\b(?:half|twice|double|triple|thrice|third|quarter)(?: of)?(?: the)? (?=\d)", " 2 * "),  # or another formula
         (r"(?<=\d) plus (?=\d)", " + "),
         (r"(?<=\d) minus (?=\d)", " - "),
