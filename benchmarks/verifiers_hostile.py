@@ -309,7 +309,7 @@ def measure(name: str, function: Callable, args, watch: Watch) -> dict:
         slowest = max(slowest, (times[-1], ascii(batch[0][:30])[:50]))
         processor_times.append(1000 * (time.process_time() - processor))
         watch.on = False
-        if not _as_promised(rewards, len(batch), args.role):
+        if not _as_promised(rewards, len(batch), may_be_none=args.role == "gold" or name == "math"):
             bad.append(repr(batch[0][:80]))
         batch = []
     growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
@@ -323,9 +323,9 @@ def measure(name: str, function: Callable, args, watch: Watch) -> dict:
     }
 
 
-def _as_promised(rewards: list[float | None], count: int, role: str) -> bool:
+def _as_promised(rewards: list[float | None], count: int, may_be_none: bool) -> bool:
     finite = all(reward is None or mathematics.isfinite(reward) for reward in rewards)
-    return len(rewards) == count and finite and (role == "gold" or None not in rewards)
+    return len(rewards) == count and finite and (may_be_none or None not in rewards)
 
 
 def _summary(times: list[float], suffix: str = "") -> dict:

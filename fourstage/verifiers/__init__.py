@@ -2,7 +2,8 @@ r"""Verifiable rewards: pure functions with TRL's signature, which never execute
 
 Each takes `completions`, which are texts or conversations, and columns of the data as lists, by keyword. It returns one
 number for each completion, or None for a row that cannot be scored, because its right answer is missing or unreadable.
-Whatever a model writes scores at least 0.0 (`length`: -1.0), never None. docs/verifiers.md shows what each accepts.
+Whatever a model writes scores at least 0.0 (`length`: -1.0), never None; only `math` gives None for an answer that
+takes too long to compare. docs/verifiers.md shows what each accepts.
 
 They need nothing else of fourstage, and only the standard library (`math` also math-verify, in a process of its own).
 """

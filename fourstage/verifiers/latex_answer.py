@@ -37,8 +37,8 @@ _FUNCTION = r"(?:sqrt|pi|sin|cos|tan|cot|sec|csc|ln|log|infinity|inf)(?![A-Za-z]
 # A letter of the prose is mathematics where an operator, a bracket or a digit stands beside it.
 _LETTER = (
     r"(?<![A-Za-z'\u2019])[A-Za-z](?:'{0,2}(?=[(])|(?=\s?[-+*/^=<>\u2264\u2265\u2260\u2248\u2208_]|\\(?:in|le|ge|ne|lt|gt)"
-    r"|\\(?:cdot|times)|[\u2032\x00\u00b2\u00b3\u00b9\u2070-\u209c])(?![A-Za-z']))"
-    r"|(?:(?<=[-+*/^=<>\u2264\u2265_(\d)}\x00\u221a,\u03c0])|(?<=[-+*/^=<>\u2264\u2265,] ))[A-Za-z](?![A-Za-z'])"
+    r"|\\(?:cdot|times)|[\u2032|\x00\u00b2\u00b3\u00b9\u2070-\u209c])(?![A-Za-z']))"
+    r"|(?:(?<=[-|+*/^=<>\u2264\u2265_(\d)}\x00\u221a,\u03c0])|(?<=[-+*/^=<>\u2264\u2265,] ))[A-Za-z](?![A-Za-z'])"
 )
 _RUN_OF = [
     r"\x00\d+\x00",  # a formula
@@ -56,7 +56,8 @@ _RUN = re.compile(f"(?:{'|'.join(_RUN_OF)})+")
 _CONTENT = re.compile(r"[\d\x00\u00bc-\u00be\u03c0\u2150-\u215e\u2205\u221e]|\\[A-Za-z]{2,}|[A-Za-z]\s?[-+*/^=<>]")
 _JOINT = re.compile(
     r"\W{0,3}(?:(?:[a-z]+ ){0,2}(?:,? ?(and|or)\W|,\W?)(?:(?!so|then|thus|hence|giving|we )[a-z]+ )?"
-    r"|(?:[a-z]+ )?(to|through) |[,;])\W*",
+    r"|(?:[a-z]+ )?(to|through) |[,;]"
+    r"|(?:ft|feet|foot|h|hrs?|hours?|min|minutes?|lbs?|pounds?|years?|weeks?|days?|dollars?) )\W*",
     re.I,
 )
 _THAN = r"(?:less|more|greater|fewer|other|larger|smaller) than"
@@ -65,6 +66,9 @@ _NOT = re.compile(
     rf"\b(?:not|never|between|one of|either|neither|nor|at least|at most|{_THAN}|exceeds?|under|below|above|except"
     r"|anything but|unless|if)\b(?:\s\w+){0,2}\W*$|n't(?:\s\w+){0,2}\W*$",
     re.I,
+)
+_DENIED = re.compile(
+    r"\W*(?:(?:is|are|was)\s+)?(?:wrong|incorrect|not|false|isn't|too (?:small|large|high|low))\b", re.I
 )
 _HEDGE = re.compile(
     rf"\b(?:not|between|one of|either|neither|nor|at least|at most|{_THAN}|or (?:more|less|fewer))\b", re.I
@@ -237,8 +241,10 @@ def _of_sentence(sentence: str, from_start: bool = False, anywhere: bool = False
         group = groups[-1]
     if not first and not _SAID.search(masked[: group[0][0]]):  # "3 * 30 = 90 miles in 30 days"
         group = next((g for g in groups[::-1] if "=" in masked[g[0][0] : g[0][1]].strip("=")), group)
-    if (_NOT.search(masked[: group[0][0]]) and not _SUM.match(masked, group[-1][0])) or any(
-        joint in ("to", "through") for *_, joint in group
+    if (
+        _DENIED.match(masked, group[-1][1])
+        or (_NOT.search(masked[: group[0][0]]) and not _SUM.match(masked, group[-1][0]))
+        or any(joint in ("to", "through") for *_, joint in group)
     ):
         return None
     texts = [re.sub(r"\x00(\d+)\x00", lambda m: formulas[int(m[1])], masked[a:b]).strip() for a, b, _ in group]
@@ -266,8 +272,9 @@ def _masked(sentence: str) -> tuple[str, list[str]]:
 def _trimmed(run: re.Match) -> tuple[int, int]:
     """Where a run starts and ends without the punctuation around it."""
     text = run[0]
-    start = len(text) - len(text.lstrip(" ,;:=!)]|/*&"))
-    text = text.rstrip(" ,;:=([|/&-+*")
+    bar = "|" if text.count("|") % 2 else ""  # not of |x|
+    start = len(text) - len(text.lstrip(" ,;:=!)]/*&" + bar))
+    text = text.rstrip(" ,;:=([/&-+*" + bar)
     text = text[:-1] if text.endswith("!") else text
     if text.count(")") > text.count("(") and "[" not in text:
         text = text.rstrip(") ")

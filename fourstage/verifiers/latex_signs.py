@@ -38,7 +38,7 @@ _FONT = r"\\(?:mathbf|textbf|boldsymbol|bm|underline|mathrm|text|textit|mathit|t
 _REWRITINGS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
-        (_HIDDEN, ""),
+        (_HIDDEN, " "),
         (r"\\(?:text)?color\s?\{[^{}]*\}", ""),
         (_FONT + r"\s?\{([^{}A-Za-z]*[^{}A-Za-z ][^{}A-Za-z]*)\}", r"{\1}"),
         (r"\\mathrm\s?\{([ei])\}", r"{\1}"),
