@@ -115,8 +115,8 @@ def open_classifier(
     model, missing = open_scorer(name, say, config, **options)
     if missing:
         raise ValueError(
-            f"{name} has no score head ({missing[0]} is not among its weights), so it cannot score; name a reward model, "
-            "such as recipes/reward.py makes"
+            f"{name} has no score head ({missing[0]} is not among its weights), so it cannot score; name a reward "
+            "model, such as recipes/reward.py makes"
         )
     return model
 
@@ -220,7 +220,11 @@ def _merged(kind: Any, name: str, settings: dict, say: Say, options: dict) -> tu
     brought = merging.adapter_weights(name, revision) if missing else {}
     missing = [key for key in missing if not any(own.endswith(key) for own in brought)]
     model.config.name_or_path = model.name_or_path = name
-    say(f"{name}: an adapter of {'the model beside it' if base == name else base}, merged")
+    beside = base != name and list(Path(name).glob("model*.safetensors"))  # what adapter_config.json names has the say
+    say(
+        f"{name}: an adapter of {'the model beside it' if base == name else base}, merged"
+        + ("; the weights beside it are not read" if beside else "")
+    )
     return model, {"missing_keys": missing, "unexpected_keys": []}
 
 

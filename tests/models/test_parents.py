@@ -424,18 +424,27 @@ def test_a_new_adapter_on_a_merged_one_names_it(places, adapter, tmp_path):
     assert find_parent(str(second)).identity()["base"]["base"]["path"] == str(places / "base")
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_an_adapter_beside_a_model(places, adapter, capsys, whole):
-    """As transformers reads it: with a config.json that some programs write too, or beside the base itself."""
+@pytest.mark.parametrize(
+    "named, beside, said",
+    [
+        ("base", ["config.json"], "{base}, merged"),  # some programs write it too
+        ("self", ["config.json", "model.safetensors"], "the model beside it, merged"),
+        ("base", ["config.json", "model.safetensors"], "{base}, merged; the weights beside it are not read"),
+    ],
+)
+def test_an_adapter_beside_a_model(places, adapter, capsys, named, beside, said):
+    """It belongs to what adapter_config.json names, so that weights it was merged into already get it once."""
     folder, expected = adapter(lora())
-    shutil.copy(places / "base" / "config.json", folder)
-    if whole:
-        shutil.copy(places / "base" / "model.safetensors", folder)
+    for file in beside:
+        shutil.copy(places / "base" / file, folder)
+    if named == "self":
         edit(folder / "adapter_config.json", base_model_name_or_path=str(folder))
+    elif "model.safetensors" in beside:
+        change_weights(folder, lambda weights: {key: value + 1 for key, value in weights.items()})
     model = open_causal_lm(str(folder))
     torch.testing.assert_close(outputs(model), expected, rtol=0, atol=1e-4)
-    base = "the model beside it" if whole else places / "base"
-    assert capsys.readouterr().out == f"{folder}: an adapter of {base}, merged\n" and model.name_or_path == str(folder)
+    assert capsys.readouterr().out == f"{folder}: an adapter of {said.format(base=places / 'base')}\n"
+    assert model.name_or_path == str(folder)
 
 
 @pytest.mark.parametrize("kind", ["fp8", "4bit"])
