@@ -329,14 +329,16 @@ def _announced(features: Features | None, reader: Reader) -> set[str]:
     """The extra keys and columns that a source's own columns promise."""
     if features is None or reader.stage == "pretrain":
         return set()
-    names = {key for kind in features.values() for key in _keys(kind)} & {*EXTRA_KEYS, *_BECOMES}
+    turns = {*formats.ASKING_COLUMNS, *formats.ANSWERED_COLUMNS} - {*formats.SETTINGS}
+    keys = {key for name, kind in features.items() if name in turns for key in _keys(kind)}
+    names = keys & {*EXTRA_KEYS, *_BECOMES}
     columns = {*features} & {*_EXTRA_COLUMNS, "functions"} if reader.takes_extra_columns else set()
     return {_BECOMES.get(name, name) for name in names | columns}
 
 
 def _keys(kind: object) -> Iterable[str]:
     """The keys of the turns in a column."""
-    inner = getattr(kind, "feature", None)
+    inner = getattr(kind, "feature", kind)
     return inner if isinstance(inner, dict) else ()
 
 

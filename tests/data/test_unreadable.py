@@ -186,7 +186,7 @@ RICH = {
     "reasoning_content": {"messages": [user("q"), assistant("a", thinking="t")]},
     "tool_calls": {"messages": [user("q"), assistant(None, tool_calls=CALLS), SUNNY, assistant("a")]},
     "name": {"messages": [{"role": "user", "content": "q", "name": "Ada"}, assistant("a")]},
-    "tools": {**CHATS[0], "tools": TOOLS},
+    "tools": {**CHATS[0], "tools": [{"name": "sky"}]},
     "chat_template_kwargs": {**CHATS[0], "chat_template_kwargs": {"enable_thinking": False}},
 }
 
