@@ -23,8 +23,9 @@ _HEDGE = re.compile(
     re.I,
 )
 _WITHDRAWN = re.compile(
-    r"\b(?:wait|oops|scratch that|correction|my mistake|i made an? (?:mistake|error))\b"
-    r"|\bactually,? (?:it|the answer|that)\b|\b(?:that|this|it)(?: is|'s| was) (?:wrong|incorrect|not right)\b",
+    r"(?:^|[.!?\n])\W{0,9}(?:wait|oops|no|scratch that|correction|my mistake)\b ?[,.!:;-]"
+    r"|(?<!if )(?<!whether )(?:\bi made an? (?:mistake|error)\b|\bactually,? (?:it|the answer|that)\b"
+    r"|\b(?:that|this|it)(?: is|'s| was) (?:wrong|incorrect|not right)\b)",
     re.I,
 )
 _SECOND_GUESS = re.compile(
@@ -79,7 +80,8 @@ def final_amount(text: str, decimal_comma: bool = False) -> Amount | None:
     part = _THAT_IS.sub("or", _THOUSANDS.sub(r"\1 thousand", part))
     bold = _only_bold(part)
     part = _readable(part, decimal_comma)
-    cues = list(_ANSWER_CUE.finditer(part))
+    persons = re.search(r"^[ \t]{0,9}B[ \t]?:", part, re.M)  # then A is one too, and no answer
+    cues = [cue for cue in _ANSWER_CUE.finditer(part) if not (persons and cue[0].strip(" \t:") == "A")]
     ends = [cue.start() for cue in cues[1:]] + [len(part)]
     for cue, end in list(zip(cues, ends, strict=False))[:-4:-1]:
         said = part[cue.end() : end]
@@ -160,7 +162,7 @@ def _after_cue(said: str) -> Amount | None:
     withdrawn = _WITHDRAWN.search(rest)
     if withdrawn and re.search(r"\d", rest[withdrawn.end() :]):
         return _of_prose(rest[withdrawn.end() :])
-    if not _has_number(sentence):
+    if not _has_number(without_denied(sentence)):
         return _of_prose(rest)
     return None if _SECOND_GUESS.match(rest) else _of_sentence(_begun_in_digits(sentence), first=True)
 

@@ -15,7 +15,7 @@ _HEADING = re.compile(
     r"|reasoning|given|note|summary|calculat|understand)",
     re.I,
 )
-_TAGS = re.compile(r"<answer>(.*?)</answer>", re.S | re.I)
+_TAGS = re.compile(r"<answer>(.*?)</answer>|<\|begin_of_box\|>(.*?)<\|end_of_box\|>", re.S | re.I)
 _UNSEEN_TAG = re.compile(r"<\|[^<>|]{1,40}\|>|</?[A-Za-z_][\w-]{0,19}>")
 _LONE_LETTER = re.compile(r"[\s*(\[]{0,5}[A-J][\s*.)\]]{0,5}")
 # Between two marked parts: they are a list, or alternatives, and not a first attempt and its correction.
@@ -27,17 +27,19 @@ _OR_ELSE = re.compile(
     r"[\s$,;*)]{0,5}(?:\\text\{ ?)?\bor\b[ }]{0,3}(?:maybe |perhaps |possibly )?[$( ]{0,3}(-?\d[\d.,/]{0,20}|[A-J]\b)"
 )
 _WITHDRAWAL = re.compile(
-    r"\b(?:that|this|which|it) (?:is|was|can't be|cannot be) (?:wrong|incorrect|not right|not correct|a mistake)\b"
+    r"(?<!if )(?<!whether )(?:\b(?:that|this|which|it) (?:is|was|can't be|cannot be)"
+    r" (?:wrong|incorrect|not right|not correct|a mistake)\b"
     r"|\b(?:that|this)'s (?:wrong|incorrect|not right|not correct|a mistake)\b"
     r"|\bI (?:have )?(?:made|see) an? (?:mistake|error)\b|\bscratch that\b|\bcorrection:"
-    r"|\b(?:final|correct|right|real) answer\W{0,5}(?:is|should be|:)[\s$*:(]{0,9}(?=[\d-]|\\d?frac|[A-J]\b)",
+    r"|\b(?:final|correct|right|real) answer\W{0,5}(?:is|should be|:)[\s$*:(]{0,9}(?=[\d-]|\\d?frac|[A-J]\b))",
     re.I,
 )
 # Where the model goes on with a turn or a problem that nobody gave it.
 _TURN = re.compile(
     r"^[ \t]{0,9}(?:\*\*|#{1,4} ?)?(?:human|user|instruction) ?(?:\*\*)?:"
-    r"|^#{2,4} ?(?:instruction|human|user|question|input)\b"
-    r"|<\|[a-z_]{2,20}\|>|</s>|<(?:end_of_turn|start_of_turn|eos|pad)>|\[INST\]",
+    r"|^#{2,4} ?(?:instruction|human|user|question|input) ?:?[ \t]{0,9}$"
+    r"|<\|(?:im_start|im_end|endoftext|end_of_text|end|eot|eot_id|eom_id|start_header_id|begin_of_text|return|user)\|>"
+    r"|</s>|<(?:end_of_turn|start_of_turn|eos|pad)>|\[INST\]",
     re.I | re.M,
 )
 _PROBLEM = re.compile(r"^[ \t*]*(?:q|question|problem)(?: \d{1,3})? ?[:.][ \t*]*", re.I | re.M)
@@ -115,8 +117,8 @@ def visible(text: str) -> bool:
 def _marks(text: str) -> list[tuple[int, int, str]]:
     """(start, end, content) of every marked part, in the order of their starts."""
     marks = _boxes(text) if "boxed" in text or "fbox" in text else []
-    if "</answer>" in text.lower():
-        marks += [(tag.start(), tag.end(), tag[1]) for tag in _TAGS.finditer(text)]
+    if "</answer>" in text.lower() or "<|end_of_box|>" in text:
+        marks += [(tag.start(), tag.end(), tag[tag.lastindex or 1]) for tag in _TAGS.finditer(text)]
     hashes = [match for match in _HASHES.finditer(text) if not _HEADING.match(text, match.end())]
     for i, match in enumerate(hashes):
         end = hashes[i + 1].start() if i + 1 < len(hashes) else len(text)

@@ -161,6 +161,12 @@ NUMBER = {
             ("8", r"\boxed{3}. The final answer is 8."),
             ("5", "5\n\nHuman: What is 3 + 4?\nAssistant: 7"),
             ("7", "The answer is 7.\n\nQuestion: And 2?\nThe answer is 9."),
+            ("5", "The answer is 5. They wait 3 hours."),
+            ("8", "The answer is not 7. It is 8."),
+            ("12", "A: 5 kg\nB: 7 kg\nTotal: 12"),
+            ("18", "The answer is 18 (9 x 2)."),
+            ("18", "18 dollars\n\nExplanation: She sells 9 eggs for $2 each."),
+            ("7", r"\boxed{7}. If I made a mistake, let me know."),
         ],
         [
             ("2", "Her change is $28, which is enough for 2 more books"),
@@ -327,6 +333,7 @@ def test_final_parts_that_belong_together():
         "#### 2\n#### 2": "2",
         r"<answer>\boxed{2}</answer>": "2",
         "2<|im_end|>": "2",
+        "So <|begin_of_box|>2<|end_of_box|>": "2",
     }
     assert {text: final_part(text)[0].strip() for text in parts} == parts
 
