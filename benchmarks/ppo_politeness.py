@@ -86,12 +86,11 @@ def main() -> None:
         "--dataset_name", required=True, help="instructions with their answers: the held-out part is read"
     )
     args = parser.parse_args()
-    from types import SimpleNamespace
 
     from fourstage.arguments import DataArguments
     from fourstage.data.loading import held_out_rows
 
-    prompts = [row["prompt"] for row in held_out_rows("ppo", args.prompts, SimpleNamespace(), 0)]
+    prompts = [row["prompt"] for row in held_out_rows("ppo", args.prompts, DataArguments(), 0)]
     rows = list(held_out_rows("sft", args.dataset_name, DataArguments(), 0))
     first = None
     for name in args.models:

@@ -69,7 +69,8 @@ def settings_of(row: Mapping) -> dict:
     media = next((name for name in MEDIA if name in given), None)
     if media:
         raise ValueError(
-            f"column {media!r} holds something; only text can be learnt, so remove it or leave such rows out"
+            f"column {media!r} holds something; only text can be learnt, so remove it, or leave such rows out with "
+            "--unreadable drop"
         )
     values = {name: parsed(value, f"column {name!r}") for name, value in given.items()}
     options = values.pop("chat_template_kwargs", {})

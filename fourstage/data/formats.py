@@ -129,7 +129,7 @@ def prompt_row(row: Mapping) -> dict | None:
     if settings:
         raise ValueError(
             f"the row has {next(iter(settings))}, and a rollout asks every prompt without; remove the column, or leave "
-            "such rows out"
+            "such rows out with --unreadable drop"
         )
     other_columns = {name: value for name, value in row.items() if name not in ASKING_COLUMNS + ANSWERED_COLUMNS}
     return {"prompt": opened(row, prompt), **other_columns}

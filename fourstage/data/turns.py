@@ -82,8 +82,8 @@ def _unusual_turn(given: Mapping, role: str, content: Any) -> dict:
     unknown = sorted(extras.keys() - _UNDERSTOOD - _NOTES)
     if unknown:
         raise ValueError(
-            f"the {role}'s turn has the key {unknown[0]!r}, which is not understood; remove it from the data, or "
-            "convert it (docs/data.md)"
+            f"the {role}'s turn has the key {unknown[0]!r}, which is not understood; remove it, convert it "
+            "(docs/data.md), or leave such rows out with --unreadable drop"
         )
     _check_twice(given, role)
     if "function_call" in (given.get("role"), given.get("from")):
