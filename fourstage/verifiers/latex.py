@@ -89,6 +89,10 @@ def _answers(text: str, right: object) -> tuple[str, ...]:
             re.sub(r"(?<=[\d}])\s?(?:[mgshLNJWVKCF]|[a-z]{1,3}/[a-z]{1,3})(?:\^\{?[23]\}?)?$", "", text)
             for text in texts
         ]
+    word = re.fullmatch(r"\\text\{([A-Za-z]{3,})\}", gold)
+    if word:  # "The train travels east."
+        said = re.compile(rf"\\text\{{(?!.*\b(?:not|or|nor|and|if|neither)\b|.*n't\b).* {word[1]}\}}", re.I)
+        texts = [gold if said.fullmatch(text) else text for text in texts]
     if r"\pi" in gold:
         texts = [re.sub(r"^(\d+)\s?\^\s?\{?\s?\\circ\s?\}?$", r"\\frac{\1\\pi}{180}", text) for text in texts]
     return tuple(dict.fromkeys(texts))

@@ -17,6 +17,7 @@ _CUE = re.compile(
     re.I | re.M,
 )
 _NEXT_TURN = re.compile(r"<\||^\W*(?:human|user|question|problem|q)\b", re.I | re.M)
+_NAMED_BOX = re.compile(r"(?<![A-Za-z])([A-Za-z](?:_\w)?)\s*=\s*\$?\s*$")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{|\\.|[{}]", re.S)
 _FORMULA = re.compile(
     r"\$\$(?P<a>.+?)\$\$|\\\[(?P<b>.+?)\\\]|\\begin\{(?P<e>[a-z]+\*?)\}(?P<f>.*?)\\end\{(?P=e)\}"
@@ -46,13 +47,14 @@ _RUN_OF = [
     r"\d+\.(?=\\)|\d+(?:[.,]\d+)*|\.\d+",
     _FUNCTION,
     _LETTER,
-    r"[-+*/^=<>()\[\]{}|%!_&,;:]",
+    r"[-+*/^=<>()\[\]{}|%!_&,;]|:(?!\s)|(?<=[\d\w]) : (?=\w)",
     r"[\u00b0-\u00b3\u00b7\u00b9\u00bc-\u00be\u00d7\u00f7\u03c0\u2026\u2032\u2070-\u209c\u2150-\u215e\u2205\u2208\u2013\u2212]",
     r"[\u221a\u221b\u221e\u2229\u222a\u2248\u2260\u2264\u2265]",  # roots, infinity, sets, relations
     r"(?<=\d) ?[xX] ?(?=\d)",
     r"\s(?=\S)",
 ]
 _RUN = re.compile(f"(?:{'|'.join(_RUN_OF)})+")
+_NO_PROSE = re.compile(rf"\\[A-Za-z]+(?:\s?\{{[A-Za-z*]+\}})?|{_FUNCTION}")
 _CONTENT = re.compile(r"[\d\x00\u00bc-\u00be\u03c0\u2150-\u215e\u2205\u221e]|\\[A-Za-z]{2,}|[A-Za-z]\s?[-+*/^=<>]")
 _JOINT = re.compile(
     r"\W{0,3}(?:(?:[a-z]+ ){0,2}(?:,? ?(and|or)\W|,\W?)(?:(?!so|then|thus|hence|giving|we )[a-z]+ )?"
@@ -64,11 +66,14 @@ _THAN = r"(?:less|more|greater|fewer|other|larger|smaller) than"
 # Right before a number: it is not the answer, or one of several.
 _NOT = re.compile(
     rf"\b(?:not|never|between|one of|either|neither|nor|at least|at most|{_THAN}|exceeds?|under|below|above|except"
-    r"|anything but|unless|if)\b(?:\s\w+){0,2}\W*$|n't(?:\s\w+){0,2}\W*$",
+    r"|anything but|unless|if)\b(?:\s[A-Za-z]+){0,2}\W*$|n't(?:\s[A-Za-z]+){0,2}\W*$",
     re.I,
 )
 _DENIED = re.compile(
     r"\W*(?:(?:is|are|was)\s+)?(?:wrong|incorrect|not|false|isn't|too (?:small|large|high|low))\b", re.I
+)
+_DATE = re.compile(
+    r"\b(?:January|February|March|April|May|June|July|August|September|October|November|December) \d{1,2}\b"
 )
 _HEDGE = re.compile(
     rf"\b(?:not|between|one of|either|neither|nor|at least|at most|{_THAN}|or (?:more|less|fewer))\b", re.I
@@ -91,6 +96,9 @@ _STOP = re.compile(
 )
 _REFUSAL = re.compile(
     r"\b(?:not|cannot|no|none|nothing|unknown|impossible|unsure|undefined|infinite|infinitely|wrong|never|neither)\b|n't\b"
+)
+_REMARK = re.compile(
+    r"\W*(?:note|remember|verif\w*|proof|(?:to |let's |we can |let us )?(?:double-?)?check)\b|\s*\([A-Za-z ]{4}", re.I
 )
 _CLOSING = re.compile(
     r"hope|help|let me know|correct|thank|note|check|question|<\||good luck|that is|that's|this is", re.I
@@ -124,6 +132,8 @@ def _nonempty(*texts: str | None) -> list[str]:
 def of_part(part: str, is_gold: bool = False) -> str | None:
     """The answer in a marked part; None where it says what the answer is not, or holds several apart."""
     part = re.sub(r"^\\text\w*\s?\{([^{}]*)\}$", r"\1", _without_fences(part).strip())
+    if _DATE.search(part):
+        return _in_words(part)
     words = re.sub(r"\\text\w*\s?\{([^{}]*)\}", r" \1 ", part)
     if not is_gold and _HEDGE.search(words) and re.search(r"\d", words):
         return None
@@ -158,12 +168,17 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
 
 
 def _joined(text: str, boxes: list[tuple[int, int, str]]) -> str:
-    """The content of the last box, or of the last boxes where "and", "or" or a comma joins them."""
+    """The content of the last box, or of the last boxes where "and", "or" or a comma joins them, with their names."""
     joined = [boxes[-1][2]]
+    start = len(boxes) - 1
     for before, after in zip(boxes[-2::-1], boxes[:0:-1], strict=True):
         if not _joins(text[before[1] : after[0]]):
             break
         joined.insert(0, before[2])
+        start -= 1
+    names = [_NAMED_BOX.search(text[: box[0]]) for box in boxes[start:]]
+    if len(joined) > 1 and all(names):
+        joined = [f"{name[1]} = {content}" for name, content in zip(names, joined, strict=True) if name]
     return joined[-1] if len(set(joined)) == 1 else r" \text{ and } ".join(joined)
 
 
@@ -197,13 +212,14 @@ def _from_prose(text: str) -> str | None:
             return answer
         text = rest
     sentences = _sentences(text)
-    for sentence in sentences[:-4:-1]:
+    said = [sentence for sentence in sentences if not _REMARK.match(sentence)] or sentences
+    for sentence in said[:-4:-1]:
         answer = _of_sentence(sentence)
         if answer is not None and (answer != sentence.strip() or re.search(r"\d", answer)):
             return answer
         if _REFUSAL.search(sentence) or (len(sentence.split()) <= 4 and not _CLOSING.search(sentence)):
             return answer
-    return _of_sentence(sentences[-1])
+    return _of_sentence(said[-1])
 
 
 def _sentences(text: str) -> list[str]:
@@ -221,15 +237,24 @@ def _of_sentence(sentence: str, from_start: bool = False, anywhere: bool = False
     None where it is denied, or where several things are said (`anywhere`).
     """
     masked, formulas = _masked(sentence.strip())
+    if _DATE.search(masked):
+        return _in_words(sentence)
     masked = _STRUCK.sub(" ", masked)
     shorter = _ASIDE.sub("", masked)
     masked = shorter if _CONTENT.search(shorter) else masked
+    if (
+        masked.isascii()
+        and "\x00" not in masked
+        and not re.search(r"[A-Za-z]{2}", _NO_PROSE.sub(" ", masked))
+        and _CONTENT.search(masked)
+    ):
+        return masked.strip()  # a formula without dollar signs
     runs = [
         run
         for run in map(_trimmed, _RUN.finditer(masked))
         if run[0] < run[1] and _CONTENT.search(masked[run[0] : run[1]])
     ]
-    runs = [run for i, run in enumerate(runs) if i == 0 or not _CONDITION.search(masked[: run[0]])]
+    runs = [run for i, run in enumerate(runs) if i == 0 or not _is_condition(masked, run)]
     if not runs:
         return _in_words(sentence)
     groups = _grouped(masked, runs)
@@ -250,6 +275,12 @@ def _of_sentence(sentence: str, from_start: bool = False, anywhere: bool = False
     texts = [re.sub(r"\x00(\d+)\x00", lambda m: formulas[int(m[1])], masked[a:b]).strip() for a, b, _ in group]
     joints = [rf" \text{{ {joint} }} " if joint in ("and", "or") else ", " for *_, joint in group[1:]]
     return texts[0] + "".join(joint + text for joint, text in zip(joints, texts[1:], strict=True))
+
+
+def _is_condition(text: str, run: tuple[int, int]) -> bool:
+    """Whether a run is what "for", "if" or "at x = 2" introduces."""
+    at = re.search(r"\bat\s*$", text[: run[0]]) and "=" in text[run[0] : run[1]]
+    return bool(at or _CONDITION.search(text[: run[0]]))
 
 
 def _masked(sentence: str) -> tuple[str, list[str]]:
@@ -298,6 +329,7 @@ def _grouped(text: str, runs: list[tuple[int, int]]) -> list[list[tuple[int, int
 def _in_words(sentence: str) -> str:
     """A number in words as digits; other words as they are."""
     sentence = _LEAD.sub("", sentence.strip(" \n*_\"'`.!"))
+    sentence = re.sub(r"^an? (?=\w)", "", sentence)
     sentence = re.sub(r"^(yes|no)[,;.].*", r"\1", sentence, flags=re.I | re.S)
     amount = final_amount(sentence) if re.fullmatch(r"[A-Za-z ,'-]+", sentence) else None
     return sentence if amount is None else str(amount.value)

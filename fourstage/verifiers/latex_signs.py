@@ -55,6 +55,7 @@ _REWRITINGS = [
         (r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar|dot)\s?(?:\{(\d+)\}|(\d))", lambda m: _repeating(m)),
         (r"^(\d+)\.(\d*?)\((\d+)\)$", lambda m: _repeating(m)),
         (r"(?<!\d)(\d+)\.(\d*?)(\d)\3{2,}\s?(?:\.\.\.|\\ldots|\\dots|\\cdots)", lambda m: _repeating(m)),
+        (r"(?<!\d)(\d+)\.(\d*?)(\d{2,6}?)\3+\s?(?:\.\.\.|\\ldots|\\dots|\\cdots)", lambda m: _repeating(m)),
         (r"\u221b\s?(?:\(([^()]*)\)|(\d+|[A-Za-z]))", lambda m: rf"\sqrt[3]{{{m[1] or m[2]}}}"),
         (r"\u221a\s?(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))", lambda m: rf"\sqrt{{{m[1] or m[2]}}}"),
         (r"(?<![\\A-Za-z])sqrt\s?(?:\(([^()]*)\)|\{?(\d+)\}?)", lambda m: rf"\sqrt{{{m[1] or m[2]}}}"),
@@ -98,7 +99,7 @@ def as_latex(text: str) -> str | None:
     text = text.strip().strip("*`").strip()
     for pattern, replacement in _REWRITINGS:
         text = pattern.sub(replacement, text)
-    text = re.sub(r"^\s*(?:=|(?:[A-Za-z][A-Za-z ()]*|\\text\{[^{}]*\})\s?:\s+)", "", text.strip())
+    text = re.sub(r"^\s*(?:=>?|(?:[A-Za-z][A-Za-z ()]*|\\text\{[^{}]*\})\s?:\s+)", "", text.strip())
     text = re.sub(r"(?:[.,;:\s]|\\[,;: ])+$", "", text)
     return text if text and len(text) <= LENGTH else None
 

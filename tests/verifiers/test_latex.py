@@ -222,8 +222,14 @@ def worker() -> psutil.Process:
     return found[0]
 
 
+@pytest.fixture
+def short(monkeypatch):
+    """A quarter of the time for a comparison, so that tests of what never ends are quick."""
+    monkeypatch.setattr(MODULE, "SECONDS", 0.5)
+
+
 @pytest.mark.parametrize("endless", ENDLESS)
-def test_an_endless_comparison_is_cut_off_and_counted(endless):
+def test_an_endless_comparison_is_cut_off_and_counted(short, endless):
     math(["3+4"], ["7"])
     before, start = worker_counts(), time.monotonic()
     with pytest.warns(UserWarning, match="worker_counts"):
@@ -233,14 +239,14 @@ def test_an_endless_comparison_is_cut_off_and_counted(endless):
     assert sum(worker_counts().values()) == sum(before.values()) + 1
 
 
-def test_an_endless_gold_is_tried_once_by_each_lane():
+def test_an_endless_gold_is_tried_once_by_each_lane(short):
     before = worker_counts()
     completions = [f"{i}+4" for i in range(12)]
     assert math(completions, [ENDLESS[2]] * 12) == [None] * 12
     assert 1 <= worker_counts()["deadline"] - before["deadline"] <= LANES
 
 
-def test_endless_comparisons_take_nothing_from_the_others():
+def test_endless_comparisons_take_nothing_from_the_others(short):
     """Each has its own budget: right answers before and after them are right, in the batch and alone."""
     MODULE._worker()._verdicts.clear()
     endless = [rf"\boxed{{{i}+{ENDLESS[1]}}}" for i in range(6)]
