@@ -8,7 +8,7 @@ from fourstage.verifiers.text import final_part, plain
 LETTERS = "ABCDEFGHIJ"
 
 # The words A and I are no letters, and neither is a variable. A small letter follows the word A, unless by these verbs.
-_LETTER = r"(?<![A-Za-z0-9'_-])([A-J])(?![A-Za-z0-9'_-])(?! ?[+=*/^<>])"
+_LETTER = r"(?<![A-Za-z0-9'_-])([A-J])(?![A-Za-z0-9'_-])(?! ?[+=*^<>])"
 _VERBS = (
     r"is|because|since|and|or|nor|as|would|must|seems|looks|fits|works|matches|gives|makes|has|can|cannot|can't|does"
     r"|doesn't|isn't|will|over|but|rather|instead"
@@ -24,23 +24,29 @@ _FILLER = (
     r"|es|est|ist|lautet|la|die"
 )
 _CUE = re.compile(
-    r"(?:\b(?i:answers?|ans|option|choice|choose|chose|pick|picked|select|selected|go(?:ing)? with|went with|opt for"
-    r"|settle on|vote for|respuesta|r.ponse|antwort|risposta|resposta)\b"
+    r"(?:\b(?i:answers?|ans|choose|chose|pick|picked|select|selected|go(?:ing)? with|went with|opt for"
+    r"|settle on|vote for|(?:correct|right|best|final|my) (?:option|choice|one|letter)"
+    r"|respuesta|r.ponse|antwort|risposta|resposta)\b"
     r"|\u7b54\u6848|\u9009\u62e9?|\u9078|\u041e\u0442\u0432\u0435\u0442)[\u662f\u4e3a\u70ba\u9879]?"
     rf"{_NEAR}(?:(?i:{_FILLER})\b{_NEAR}){{0,5}}(?:{_LETTER}|{_SMALL})",
     re.M,
 )
+_MENTIONED = re.compile(rf"\b(?i:option|choice){_NEAR}(?:(?i:{_FILLER})\b{_NEAR}){{0,5}}(?:{_LETTER}|{_SMALL})", re.M)
+_IS_RIGHT = re.compile(r"[)\]}]{0,2} (?:is|must be|seems) (?:the )?(?:clearly )?(?i:correct|right|answer|best)")
 _CALLED_RIGHT = re.compile(
-    rf"{_LETTER}[)\].]? (?:(?:is|must be|has to be|seems|looks) (?:the )?"
-    r"(?:(?:clearly|definitely|most|likely|probably) ){0,2}(?i:correct|right|true|the answer|the best|the only|the one)"
+    rf"{_LETTER}[)\].]? (?:(?:is|(?:must|would|should|has to) be|seems|looks) (?:the |my )?"
+    r"(?:(?:clearly|definitely|most|likely|probably) ){0,2}(?i:correct|right|true|answer|final answer|best|only|one\b)"
     r"|(?:fits|works|matches)\b(?! not)|it is\b"
     r"|as the (?:correct |right )?answer)"
 )
 _ENDING = re.compile(
-    r"(?:\b(?i:is|be|it's|that's|chose|so|leaves|leaving|(?:leaves|leaving|left) (?:us )?with|thus|therefore|hence"
+    r"(?:\b(?i:is|(?<!could )(?<!might )(?<!may )be|makes it|it's|that's|chose|so|leaves|leaving"
+    r"|(?:leaves|leaving|left) (?:us )?with|thus|therefore|hence"
     r"|conclude|matches|say|says|probably|likely|correct|solution|guess|with|i\.e\.|namely)"
-    rf"|[\u662f\u2192]|->|=>),?:?\s{{0,3}}(?:(?:only|just|option|choice|answer) )?[(\[]?{_LETTER}[)\].!\s]{{0,5}}$"
+    rf"|[\u662f\u2192]|->|=>),?:?\s{{0,3}}(?:(?:only|just|option|choice|answer) )?"
+    rf"[(\[]?{_LETTER}(?: then)?[)\].!\s]{{0,5}}$"
 )
+_MADE_RIGHT = re.compile(rf"\bmak(?:es|ing) [(]?{_LETTER}[)]? (?:the )?(?:correct|right|best|only|answer)\b")
 _EXPLAINED = re.compile(
     rf"\b(?i:it|that|this)(?:'s| is| must be| has to be| should be) [(\[]?{_LETTER}[)\]]?,? (?:because|since|as|for)\b"
 )
@@ -59,7 +65,7 @@ _DENIED = re.compile(
     rf"{_LIST}|{_LIST},? (?:{_REFUSED})|[\u4e0d\u975e][\u662f\u9009\u80fd\u4f1a]{{0,2}} ?{_LETTER}"
 )
 _OTHER = re.compile(
-    r"[)\]}]{0,2}(?:\s?[,/&]\s?|,? ?[(\[]?(?:or|and|nor) |,? [(](?=[A-J][)])|(?<![)\]}.:]) (?=[A-J](?:[\s,.]|$)))"
+    r"[)\]}]{0,2}(?:\s?[,;/&]\s?|,? ?[(\[]?(?:or|and|nor) |,? [(](?=[A-J][)])|(?<![)\]}.:]) (?=[A-J](?:[\s,.]|$)))"
     rf"(?:(?:or|and|maybe|perhaps|possibly|even|option|choice|also) ){{0,3}}[(\[]{{0,2}}{_LETTER}"
     rf"|(?:[^.\n]{{0,60}}?\b|[)\]]?[.!?] )(?i:or|maybe|perhaps|possibly|could be|might be)\b[^.\n]{{0,20}}?{_LETTER}"
 )
@@ -142,8 +148,13 @@ def _marked_letter(part: str) -> str | None:
 
 
 def _cued_letter(part: str) -> str | None:
-    """The letter after the last cue; "" where a second letter follows it, None where there is no cue."""
-    cue = max(_CUE.finditer(part), key=re.Match.start, default=None)
+    """The letter after the last cue; "" where a second letter follows it, None where there is no cue.
+
+    An option that is only named, and not called right, counts if no letter is called the answer.
+    """
+    named = list(_MENTIONED.finditer(part))
+    cues = [*_CUE.finditer(part), *(match for match in named if _IS_RIGHT.match(part, match.end()))]
+    cue = max(cues or named, key=re.Match.end, default=None)
     if cue is None:
         return None
     return "" if _has_rival(part, cue.end(), _named(cue)) else _named(cue)
@@ -154,12 +165,17 @@ def _has_rival(part: str, end: int, letter: str) -> bool:
     other = _OTHER.match(part, end)
     if other is None or _named(other) == letter:
         return False
-    return not (_CLAUSE_BEGINS.match(part, other.end()) and "," in other[0])
+    return not (_CLAUSE_BEGINS.match(part, other.end()) and {",", ";"} & {*other[0]})
 
 
 def _concluded_letter(line: str) -> str | None:
     """The letter that a line calls right or ends with; "" where there are two, None where there is none."""
-    called = [*_CALLED_RIGHT.finditer(line), *_ENDING.finditer(line), *_EXPLAINED.finditer(line)]
+    called = [
+        *_CALLED_RIGHT.finditer(line),
+        *_ENDING.finditer(line),
+        *_EXPLAINED.finditer(line),
+        *_MADE_RIGHT.finditer(line),
+    ]
     if not called:
         return None
     letters = {match[1] for match in called}

@@ -96,7 +96,7 @@ def gold_amount(answer: object, decimal_comma: bool = False) -> Amount | None:
     """The number in a row's answer, by the rules for a marked part; None where words precede it, as in June 20."""
     if answer is None or isinstance(answer, bool):
         return None
-    part = _signed(final_part(str(answer))[0], decimal_comma)
+    part = _signed(final_part(str(answer))[0], decimal_comma and isinstance(answer, str))
     before = re.split(r"\d|=", part, maxsplit=1)[0]
     if not re.search(r"\d", part) or re.search("[A-Za-z]{2}", before.replace("minus", "")):
         return None
