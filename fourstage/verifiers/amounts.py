@@ -118,9 +118,12 @@ def _says_again(text: str, before: list[Token], after: list[Token]) -> bool:
     if not re.search(r"\bor\b", text[before[-1].end : after[0].start]):
         return False
     one, other = _value(before, text), _value(after, text)
-    if one is not None and other is not None:
-        return one.equals(other)
-    return one is None and any(token.kind == "number" for side in _sides(after)[:-1] for token in side)
+    if one is not None or other is None:
+        return one is not None and other is not None and one.equals(other)
+    work = expression(text[before[0].start : before[-1].end])
+    if work is not None:
+        return work.value == other.value
+    return any(token.kind == "number" for side in _sides(after)[:-1] for token in side)
 
 
 def _is_list(text: str, before: list[Token], after: list[Token]) -> bool:

@@ -33,6 +33,7 @@ _DURATION = re.compile(
 # A clause at the end of a sentence that only explains or judges the number before it. One with an equation does more.
 _CLAUSE = re.compile(
     r", (?:as|because|since) [^,\n]*$|,? (?:because|since|if|when|while|assuming|given that|in order to)\b[^,=\n]*$"
+    r"|,? (?:after|before|by|without) [a-z]{2,20}ing\b[^,=\n]*$"
     r"|, (?:which|and (?:this|that)) (?:is|are|was)"
     r" (?:enough|more|less|fewer|under|over|within|about|only|just|the same|half|twice)\b.*$"
     rf"|, (?:(?:{NUMBER}) of (?:which|whom|them|these|those)|of which|including|excluding|up from|down from"

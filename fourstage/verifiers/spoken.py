@@ -40,6 +40,7 @@ _SPELLINGS = [
     (re.compile(pattern, re.I), replacement)
     for pattern, replacement in [
         (r"<<[^<>\n]{0,200}>>", ""),  # GSM8K's annotations
+        (r"\\?\b(?:max|min|lcm|gcd|hcf|c|p)\s?\([^()\n]{1,60}\)\s?(?==)", " "),
         (r"(?<![\d'_,.])\d{1,3}(?:'\d{3}){1,30}(?![\d'])", lambda m: m[0].replace("'", "")),
         (r"(?<![\w,.])\d{1,3}(?:_\d{3}){1,30}(?!\w)", lambda m: m[0].replace("_", "")),
         (r"(?<![\d,.])\d{1,2}(?:,\d\d){1,30},\d{3}(?![\d,])", lambda m: m[0].replace(",", "")),  # lakhs and crores
