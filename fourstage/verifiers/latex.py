@@ -25,7 +25,7 @@ SECONDS = 2.0  # processor time of one comparison, and of reading a right answer
 
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s?\{([^{}]*)\}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
-_FUNCTION = re.compile(r"(?<![\\A-Za-z])(sqrt|pi|sin|cos|tan|ln|log)(?![A-Za-z])")
+_FUNCTION = re.compile(r"(?<![\\A-Za-z])(sqrt|pi|arcsin|arccos|arctan|sin|cos|tan|ln|log|gcd)(?![A-Za-z])")
 _ATOM = re.compile(r"[-+]?(?:\d+|\\?[A-Za-z]+|.)?")
 
 
@@ -121,7 +121,17 @@ def _checked(text: str) -> str | None:
 
 def _as_formula(text: str) -> str:
     """Functions and words of an answer as LaTeX's; 5e3 as a power of ten; 1 250 as one number; no words at the end."""
-    if not set(map(str.lower, _WORD.findall(text))) - {"sqrt", "sin", "cos", "tan", "log"}:
+    if not set(map(str.lower, _WORD.findall(text))) - {
+        "sqrt",
+        "sin",
+        "cos",
+        "tan",
+        "log",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "gcd",
+    }:
         text = _FUNCTION.sub(r"\\\1", text)
     text = re.sub(r"^(-?\d+(?:\.\d+)?)[eE]\+?(-?\d{1,4})$", r"\1 \\times 10^{\2}", text)
     text = text.replace(" ", "") if re.fullmatch(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?", text) else text

@@ -17,6 +17,12 @@ _CUE = re.compile(
     re.I | re.M,
 )
 _NEXT_TURN = re.compile(r"<\||^\W*(?:human|user|question|problem|q)\b", re.I | re.M)
+_TEXT = re.compile(r"\\text\w*\s?\{([^{}]*)\}")
+_LISTED = re.compile(
+    r"\b(?:are|solutions?|answers?|roots?|values?)\b[^\n]{0,60}:\s*\n"
+    r"((?:\s*(?:[-*\u2022]|\d{1,2}[.)])\s+[^\n]{1,60}(?:\n|$)){2,})\s*$",
+    re.I,
+)
 _NAMED_BOX = re.compile(r"(?<![A-Za-z])([A-Za-z](?:_\w)?)\s*=\s*\$?\s*$")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{|\\.|[{}]", re.S)
 _FORMULA = re.compile(
@@ -34,7 +40,7 @@ _UNIT_IN_SUM = re.compile(
 )
 # What stands between two dollar signs is no formula: "$5 and $6", "5 * $3 = $15".
 _IS_MONEY = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{4,}(?![A-Za-z(}])|(?:[-=+*/(]|\d\s?x)\s*$|^\s?\d[\d,.]*[^\\{}]*\s$")
-_FUNCTION = r"(?:sqrt|pi|sin|cos|tan|cot|sec|csc|ln|log|infinity|inf)(?![A-Za-z])"
+_FUNCTION = r"(?:sqrt|pi|arcsin|arccos|arctan|gcd|lcm|sin|cos|tan|cot|sec|csc|ln|log|infinity|inf)(?![A-Za-z])"
 # A letter of the prose is mathematics where an operator, a bracket or a digit stands beside it.
 _LETTER = (
     r"(?<![A-Za-z'\u2019])[A-Za-z](?:'{0,2}(?=[(])|(?=\s?[-+*/^=<>\u2264\u2265\u2260\u2248\u2208_]|\\(?:in|le|ge|ne|lt|gt)"
@@ -65,8 +71,8 @@ _JOINT = re.compile(
 _THAN = r"(?:less|more|greater|fewer|other|larger|smaller) than"
 # Right before a number: it is not the answer, or one of several.
 _NOT = re.compile(
-    rf"\b(?:not|never|between|one of|either|neither|nor|at least|at most|{_THAN}|exceeds?|under|below|above|except"
-    r"|anything but|unless|if)\b(?:\s[A-Za-z]+){0,2}\W*$|n't(?:\s[A-Za-z]+){0,2}\W*$",
+    rf"\b(?:not|cannot|never|between|one of|either|neither|nor|at least|at most|{_THAN}|exceeds?|under|below|above"
+    r"|except|anything but|unless|if)\b(?:\s[A-Za-z]+){0,2}\W*$|n't(?:\s[A-Za-z]+){0,2}\W*$",
     re.I,
 )
 _DENIED = re.compile(
@@ -79,7 +85,11 @@ _HEDGE = re.compile(
     rf"\b(?:not|between|one of|either|neither|nor|at least|at most|{_THAN}|or (?:more|less|fewer))\b", re.I
 )
 _STRUCK = re.compile(r"\b(?:not|instead of|rather than|out of)\s+[$\\(]*-?\d[\d.,/]*\d?[$\\)]*(?=\W)", re.I)
-_ASIDE = re.compile(r"\s\([^()]*[A-Za-z]{3,}[^()]*\)|,? \b(?:since|because)\b.*|, (?:as|which|where) .*", re.S)
+_ASIDE = re.compile(
+    r"\s\([^()]*[A-Za-z]{3,}[^()]*\)|,? \b(?:since|because)\b(?!.*, (?:so|we|the|then|it|there)\b).*|, (?:as|which|where) .*"
+    r"|,? or (?:about|approximately|roughly|around)\b.*|\s(?:when|if)\s[^,=]{1,80}$",
+    re.S,
+)
 _CONDITION = re.compile(r"\b(?:for(?: all| every| any| each)?|when|where|if|given)(?: \w{4,})?\s*$", re.I)
 _SAID = re.compile(
     r"(?:\b(?:is|are|was|were|be|equals?|gives?|gets?|leaves?|leaving|total of|have|has|had|so|thus|therefore|hence"
@@ -110,7 +120,7 @@ def located(text: str) -> list[str]:
     text = re.sub(r"<<[^<>\n]{1,80}>>", "", text) if "<<" in text else text  # GSM8K's calculations
     part, is_marked = final_part(text)
     if not is_marked or _CUE.search(part):
-        return _nonempty(_from_prose(part))
+        return _nonempty(_from_prose(_TEXT.sub(r"\1", part) if is_marked else part))
     tail = text[text.rfind("</think>") + 1 :][-TAIL:]
     boxes = _boxes(tail)
     while boxes and not part.endswith(boxes[-1][2].strip()):
@@ -201,11 +211,12 @@ def _from_prose(text: str) -> str | None:
     """What follows the last "answer is" in its sentence; otherwise the last sentence that has mathematics in it."""
     text = _without_fences(text)
     cue = max(_CUE.finditer(text), key=re.Match.start, default=None)
+    listed = _LISTED.search(text)
+    if listed and not re.search(r"(?<![\\A-Za-z])[A-Za-z]{3}", listed[1]):
+        items = [re.sub(r"^\s*(?:[-*\u2022]|\d{1,2}[.)])\s+", "", line) for line in listed[1].splitlines()]
+        return ", ".join(item.strip(" \t,.$") for item in items if item.strip())
     if cue is not None:
         rest = text[cue.end() :].lstrip(" *:\n")
-        listed = re.match(r"(?:\s*[-*•]\s+[^\n]+\n?){2,}", rest)
-        if listed:
-            return ", ".join(line.strip(" -*•\t,.") for line in listed[0].splitlines() if line.strip())
         sentence, formulas = _sentences(rest)[0], _FORMULA.search(rest)
         answer = _of_sentence(rest if formulas and formulas.start() == 0 else sentence, from_start=True)
         if re.search(r"[\d$\\]", answer or "") or not re.search(r"[\d$\\]", rest[len(sentence) :]):

@@ -11,6 +11,7 @@ from typing import Any
 
 import sympy
 from math_verify import LatexExtractionConfig, parse, verify
+from sympy.core.function import AppliedUndef
 
 CLOSE = 2e-6  # the largest relative difference of equal numbers: 0.333333 is 1/3
 NOTHING = 1e-60  # what is smaller may be a zero that was not simplified
@@ -63,7 +64,7 @@ _LETTER = rf"(?:{_ACCENT}\s?\{{[^{{}}]*\}}|\\{_NO_NAME}[A-Za-z]+|[A-Za-z]){_INDE
 _CAPITALS = r"(?:(?:m\s?)?\\(?:angle|triangle|widehat)\s?)?[A-Z]{2,5}|\|[A-Z]{2}\||\[[A-Z]{3,6}\]"
 _RATIO = r"\\frac\s?\{\s?d?\s?[A-Za-z]{1,2}\s?\}\s?\{\s?d?\s?[A-Za-z]{1,2}\s?\}"
 _NAME = re.compile(
-    rf"\s*(?:(?:{_LETTER}|{_CAPITALS}|[A-Za-z]{{3,}}(?:\s[A-Za-z]+)*|{_RATIO})\s?(?:\([^()=]*\))?"
+    rf"\s*(?:(?:{_LETTER}|{_CAPITALS}|[A-Za-z]{{3,}}(?:\s[A-Za-z]+)*|{_RATIO})\s?(?:\((?:[^()=]|\([^()=]*\))*\))?"
     rf"|\\{_FUNCTIONS}\s?\(?\s?(?:{_LETTER}|\\?[A-Za-z]{{1,5}})\s?\)?|\\{_FUNCTIONS}[^=+]*\\circ[^=+]*"
     rf"|\(?\s?{_LETTER}(?:\s?[,:]\s?{_LETTER})+\s?\)?|(?:{_CAPITALS})\s?:\s?[A-Z]{{1,5}}"
     r"|\\(?:int|i+nt|oint|sum|lim|prod)(?![A-Za-z]).*)\s*",
@@ -188,9 +189,9 @@ def _value(text: str) -> str | None:
         return sides[-1]
     if len(sides) == 2 and re.fullmatch(rf"\s*{_LETTER}\s*", sides[1]):
         return sides[0]  # 7 = x
-    if len(sides) > 2 and not _is_numeric(sides[0]):
-        sides = sides[1:]  # x + y = 3 + 4 = 7
-    return sides[-1] if _is_numeric(sides[0]) and _is_true(sides) else None
+    if _is_true(sides) or (len(sides) > 2 and not _is_numeric(sides[0]) and _is_true(sides[1:])):
+        return sides[-1]  # also of x + y = 3 + 4 = 7
+    return None
 
 
 def _is_true(sides: list[str]) -> bool:
@@ -204,7 +205,7 @@ def _is_true(sides: list[str]) -> bool:
 
 def _is_numeric(text: str) -> bool:
     parsed = _parsed(text)
-    return bool(parsed) and not getattr(parsed[0], "free_symbols", {text})
+    return isinstance(parsed[0], sympy.Basic) and not parsed[0].atoms(sympy.Symbol, AppliedUndef) if parsed else False
 
 
 # Kinds
