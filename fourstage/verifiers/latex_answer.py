@@ -82,11 +82,12 @@ _DATE = re.compile(
     r"\b(?:January|February|March|April|May|June|July|August|September|October|November|December) \d{1,2}\b"
 )
 _HEDGE = re.compile(
-    rf"\b(?:not|between|one of|either|neither|nor|at least|at most|{_THAN}|or (?:more|less|fewer))\b", re.I
+    rf"\b(?:not|between|one of|either|neither|nor|at least|at most|{_THAN}|or (?:more|less|fewer)|otherwise)\b", re.I
 )
 _STRUCK = re.compile(r"\b(?:not|instead of|rather than|out of)\s+[$\\(]*-?\d[\d.,/]*\d?[$\\)]*(?=\W)", re.I)
 _ASIDE = re.compile(
-    r"\s\([^()]*[A-Za-z]{3,}[^()]*\)|,? \b(?:since|because)\b(?!.*, (?:so|we|the|then|it|there)\b).*|, (?:as|which|where) .*"
+    r"\s\([^()]*[A-Za-z]{3,}[^()]*\)|,? \b(?:since|because)\b(?!.*, (?:so|we|the|then|it|there)\b).*"
+    r"|, (?:as|which|where) .*"
     r"|,? or (?:about|approximately|roughly|around)\b.*|\s(?:when|if)\s[^,=]{1,80}$",
     re.S,
 )
