@@ -23,6 +23,7 @@ _LISTED = re.compile(
     r"((?:\s*(?:[-*\u2022]|\d{1,2}[.)])\s+[^\n]{1,60}(?:\n|$)){2,})\s*$",
     re.I,
 )
+_END_OF_PROOF = re.compile(r"[\s$]*(?:\u220e|\bQ\.?E\.?D\b\.?|\\(?:blacksquare|square|qed)\b)[\s$]*$")
 _NAMED_BOX = re.compile(r"(?<![A-Za-z])([A-Za-z](?:_\w)?)\s*=\s*\$?\s*$")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{|\\.|[{}]", re.S)
 _FORMULA = re.compile(
@@ -210,7 +211,7 @@ def _joins(gap: str) -> bool:
 
 def _from_prose(text: str) -> str | None:
     """What follows the last "answer is" in its sentence; otherwise the last sentence that has mathematics in it."""
-    text = _without_fences(text)
+    text = _END_OF_PROOF.sub("", _without_fences(text))
     cue = max(_CUE.finditer(text), key=re.Match.start, default=None)
     listed = _LISTED.search(text)
     if listed and not re.search(r"(?<![\\A-Za-z])[A-Za-z]{3}", listed[1]):
@@ -219,6 +220,9 @@ def _from_prose(text: str) -> str | None:
     if cue is not None:
         rest = text[cue.end() :].lstrip(" *:\n")
         sentence, formulas = _sentences(rest)[0], _FORMULA.search(rest)
+        clause = _in_words(re.split(r",(?! (?:or|and|maybe|perhaps)\b)| since | because ", sentence)[0])
+        if re.fullmatch(r"\d+(?:/\d+)?", clause) and not re.match(r"\s*[\d$]", sentence):
+            return clause  # six, since 2 times 3 is six
         answer = _of_sentence(rest if formulas and formulas.start() == 0 else sentence, from_start=True)
         if re.search(r"[\d$\\]", answer or "") or not re.search(r"[\d$\\]", rest[len(sentence) :]):
             return answer
@@ -227,7 +231,7 @@ def _from_prose(text: str) -> str | None:
     said = [sentence for sentence in sentences if not _REMARK.match(sentence)] or sentences
     for sentence in said[:-4:-1]:
         answer = _of_sentence(sentence)
-        if answer is not None and (answer != sentence.strip() or re.search(r"\d", answer)):
+        if re.search(r"[\d\\^=<>\u221a\u03c0\u221e]", answer or ""):
             return answer
         if _REFUSAL.search(sentence) or (len(sentence.split()) <= 4 and not _CLOSING.search(sentence)):
             return answer
@@ -343,7 +347,9 @@ def _in_words(sentence: str) -> str:
     sentence = _LEAD.sub("", sentence.strip(" \n*_\"'`.!"))
     sentence = re.sub(r"^an? (?=\w)", "", sentence)
     sentence = re.sub(r"^(yes|no)[,;.].*", r"\1", sentence, flags=re.I | re.S)
-    amount = final_amount(sentence) if re.fullmatch(r"[A-Za-z ,'-]+", sentence) else None
+    first = re.match(r"[A-Za-z-]+", sentence)
+    is_number = first and re.fullmatch(r"[A-Za-z ,'-]+", sentence) and final_amount(first[0]) is not None
+    amount = final_amount(sentence) if is_number else None
     return sentence if amount is None else str(amount.value)
 
 

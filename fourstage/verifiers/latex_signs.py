@@ -70,6 +70,7 @@ _REWRITINGS = [
         (r"\\(?:land|wedge)(?![A-Za-z])", r" \\text{ and } "),
         (r"^.*\\(?:implies|Rightarrow|Longrightarrow|Leftrightarrow|iff)(?![A-Za-z])", ""),
         (r":=", "="),
+        (r"^\\\{\s*([A-Za-z])\s*(?:\\mid|\||:)\s*([^{}]*\1[^{}]*)\\\}$", r"\2"),  # {x | x > 3}
         (r"^\s*\d+\s*\\equiv\s*(-?\d+)\s*(?:\\pmod.*|\\?\(\s*\\?mod.*)?$", r"\1"),
         (r"\s?\\frac\s?\{\s?\\text\s?\{[^{}]*\}\s?\}\s?\{\s?\\text\s?\{[^{}]*\}\s?\}$", ""),
         (r"(?<![A-Za-z])log_(\d+)", r"log_{\1}"),
