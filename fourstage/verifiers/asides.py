@@ -7,10 +7,14 @@ from fourstage.verifiers.digits import NUMBER, lump
 
 _N = rf"[+-]?(?:{NUMBER})"
 _DENIAL = r"not|\w{1,9}n't|never|neither|cannot be|instead of|rather than|other than|unlike|except|anything but|besides"
+_OTHER_TONGUES = (
+    r"[\u4e0d\u975e][\u662f\u80fd\u5230\u7b49\u4e8e]{0,3}|\bn'(?:est|\u00e9tait) pas|\bnicht|\bno (?:es|son)"
+)
 _COMPARED = r"more|less|fewer|greater|larger|smaller|higher|lower"
 _DENIED = re.compile(
     rf"(?<![a-z])(?:{_DENIAL})(?: (?:be|exactly|just|only|equal to|the))?(?: an?)?"
     rf"[ {{}}]{{1,4}}{_N}(?:(?:, (?:or |nor )?| or | nor ){_N}){{0,9}}"
+    rf"|(?:{_OTHER_TONGUES}) ?{_N}"
     rf"|(?:n't|\bnot|\bcannot) (?:think|believe|say|sure|certain|know|tell|determine|clear)\b[^.\d\n]{{0,20}}{_N}"
     rf"|(?:(?<![\d.,:\u2009])(?:{NUMBER}) ?(?:times )?)?(?<!no )(?<!not )\b(?:{_COMPARED}) than (?:the |her |his )?{_N}"
     rf"|(?:^\W{{0,9}}|\b(?:is|are|was|has|have|just|well) )(?:over|under|above|below) {_N}"
@@ -22,7 +26,7 @@ _WORKED = re.compile(rf"(?<![\d.,:\u2009])({NUMBER}) ?[a-z]{{0,15}} ?\(([^()=\n]
 _LABELLED = re.compile(
     r"\b(?:day|step|question|problem|figure|table|example|part|equation|chapter|grade|room|line|row|level|round|stage)"
     r" \d{1,4}\b(?![.,]\d)|\b(?:in|since|by|until|before|after) (?:19|20)\d\d\b(?! [a-z])"
-    r"|(?:(?<=\d)|(?<=each)) of (?:the|his|her|their|these|those) \d{1,9}\b(?![.,]\d)",
+    r"|(?:(?<=\d)|(?<=each)) {1,3}of (?:the|his|her|their|these|those) {1,3}\d{1,9}\b(?![.,]\d)",
     re.I,
 )
 _DURATION = re.compile(

@@ -17,11 +17,14 @@ _WORD = re.compile(rf"(?<![A-Za-z0-9'_-])(?:A {{1,3}}(?!(?:{_VERBS})\b)[a-z]|I[ 
 
 # What announces the answer
 _NEAR = r"[^A-Za-z0-9\n]{0,8}"
-_SMALL = r"([a-j])(?=\s{0,3}(?:\)|[.,]?\s{0,3}$|is (?:correct|right)))(?![A-Za-z0-9'_-])"
+_SMALL = (
+    r"([a-j])(?=\s{0,3}(?:\)|[.,]?\s{0,3}$|is (?:correct|right)|,? ?(?:because|'?cause|cuz|since)\b))(?![A-Za-z0-9'_-])"
+)
 _FILLER = (
     r"is|be|must|should|would|will|was|has|have|the|correct|right|best|final|letter|option|choice|answer|therefore"
     r"|clearly|definitely|for|with|but|rather|probably|likely|then|thus|to|as|indeed|simply|actually"
-    r"|es|est|ist|lautet|la|die"
+    r"|es|est|ist|lautet|la|le|die|der|donc|alors|also|daher|quindi|entonces|opci.n|lettre|letra|buchstabe"
+    r"|correcta?|correcte|corretta|richtige?|juste|bonne"
 )
 _CUE = re.compile(
     r"(?:\b(?i:answers?|ans|choose|chose|pick|picked|select|selected|go(?:ing)? with|went with|opt for"
@@ -36,7 +39,7 @@ _IS_RIGHT = re.compile(r"[)\]}]{0,2} (?:is|must be|seems) (?:the )?(?:clearly )?
 _CALLED_RIGHT = re.compile(
     rf"{_LETTER}[)\].]? (?:(?:is|(?:must|would|should|has to) be|seems|looks) (?:the |my )?"
     r"(?:(?:clearly|definitely|most|likely|probably) ){0,2}(?i:correct|right|true|answer|final answer|best|only|one\b)"
-    r"|(?:fits|works|matches)\b(?! not)|it is\b"
+    r"|(?:fits|works|matches)\b(?! not)|is better\b|it is\b"
     r"|as the (?:correct |right )?answer)"
 )
 _ENDING = re.compile(
@@ -74,6 +77,11 @@ _ALTERNATIVE_BEFORE = re.compile(
     rf"{_LETTER}[)\]]?(?:,|/| ?&|,? (?:or|and|nor|maybe|perhaps)\b[^.\n]{{0,15}}) ?[(\[]?$"
 )
 
+_WITHDRAWN = re.compile(
+    r"(?:^|[.!?\n])\W{0,9}(?i:wait|oops|scratch that|correction|my mistake|no, wait|hold on)\b ?[,.!:;-]"
+    r"(?:\W{0,3}(?i:no|actually)\b[,.!:;]?)?"
+)
+
 # Options and their labels
 _LABELLED = re.compile(r"\s{0,8}(?:[(\[{]([A-Ja-j])[)\]}]|([A-Ja-j])[)\]}]{1,2}|([A-Ja-j])[.:](?=\s|$))")
 _MARKS = r"\s.\"'\u2713\u2714\u2705\u201c\u201d"
@@ -107,6 +115,9 @@ def final_letter(text: str) -> str | None:
     part = _WORD.sub(lambda word: " " + word[0][1:], plain(part))
     if is_marked:
         return _marked_letter(part)
+    withdrawn = max(_WITHDRAWN.finditer(part), key=re.Match.end, default=None)
+    if withdrawn and re.search(_LETTER, part[withdrawn.end() :]):
+        part = part[withdrawn.end() :]
     judged = _judged_option(part)
     kept = _DENIED.sub(" ", part)
     cued = _cued_letter(kept)
@@ -179,7 +190,8 @@ def _concluded_letter(line: str) -> str | None:
     if not called:
         return None
     letters = {match[1] for match in called}
-    alternatives = any(_ALTERNATIVE_BEFORE.search(line, 0, match.start(1)) for match in called)
+    before = [(match[1], _ALTERNATIVE_BEFORE.search(line, 0, match.start(1))) for match in called]
+    alternatives = any(other and other[1] != letter for letter, other in before)
     return letters.pop() if len(letters) == 1 and not alternatives else ""
 
 
@@ -209,6 +221,9 @@ def _last_letter(lines: list[str]) -> str | None:
         before = [_named(match) for match in map(_LABELLED.match, lines[:-1]) if match]
         return None if others or _has_rival(line, label.end(), letter) or (before and letter not in before) else letter
     bracketed = set(_BRACKETED.findall(line))
+    options = list(_OPTION.finditer(line))
+    if not bracketed and len(options) == 1 and re.search(r"[.!?:]\s{1,3}$", line[: options[0].start()]):
+        return _named(options[0])  # a sentence, and then "H) 2.0 atm"
     return bracketed.pop() if len(bracketed) == 1 else None
 
 

@@ -14,8 +14,19 @@ _ANSWER_CUE = re.compile(
     re.I | re.M,
 )
 _UNKNOWN = re.compile(r"\b(?:un(?:known|clear|determined)|not|no|none|cannot|can't|impossible|wrong|incorrect)\b", re.I)
+_UNDECIDED = re.compile(
+    r"\b(?:can(?:no|')t|can not|could not|couldn't|impossible to|unable to|not possible to|no way to)"
+    r" (?:\w+ ){0,2}(?:determined?|calculated?|found|find|know|known|answered?|solved?|computed?|tell|say|said)\b"
+    r"|\b(?:not enough|insufficient|missing|too little) information\b",
+    re.I,
+)
+_NONE_LEFT = re.compile(
+    r"\b(?:no|zero) (?:\w+ ){1,3}(?:(?:is|are|was|were|will be) )?(?:left|remain(?:s|ing|ed)?)\b"
+    r"|\b(?:none|nothing)(?: of (?:it|them|the \w+))?(?: (?:is|are|was|were|will be))? (?:left|remain(?:s|ing|ed)?)\b",
+    re.I,
+)
 _THAT_IS = re.compile(r"\b(?:i\.e\.|that is,)(?=\s)", re.I)
-_ABBREVIATION = re.compile(r"\b(?:ca|approx|e\.g|vs|mr|mrs|ms|dr|incl|resp|avg)\.(?=\s)", re.I)
+_ABBREVIATION = re.compile(r"\b(?:ca|approx|e\.g|vs|mr|mrs|ms|dr|incl|resp|avg|rs)\.(?=\s)", re.I)
 _STOP = re.compile(r"[.!?](?=\s|$)|\n")
 _HEDGE = re.compile(
     r"\W*(?:(?:about|approximately|approx|around|roughly|exactly|just|only|now|then|thus|therefore|USD|equal to|up to"
@@ -181,7 +192,7 @@ def _begun_in_digits(sentence: str) -> str:
 def _of_prose(text: str) -> Amount | None:
     """The number of the last sentence that has one and is no remark; number words only count if there are no digits."""
     if not re.search(r"\d", text):
-        text = words_as_digits(text)
+        text = _NONE_LEFT.sub("0 left", words_as_digits(text))
     first, _, rest = text.strip().partition("\n")
     if _EXPLANATION.match(rest) and re.search(r"\d", first):
         text = first
@@ -192,7 +203,7 @@ def _of_prose(text: str) -> Amount | None:
         if not re.search(r"\d", sentence) or not holds_number(without_denied(spelt_out(sentence))):
             continue
         if not is_remark(sentence):
-            return _of_sentence(sentence)
+            return None if _UNDECIDED.search(sentence) else _of_sentence(sentence)
         remark = remark or sentence
     return _of_sentence(remark) if remark else None
 

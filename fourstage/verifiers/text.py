@@ -3,6 +3,7 @@ r"""The text of a completion in plain characters, and the part of it that holds 
 import re
 import unicodedata
 from collections.abc import Sequence
+from fractions import Fraction
 
 Completions = Sequence[str | list[dict]]  # as TRL hands them over: texts, or lists of turns
 TAIL = 4096  # the number of last characters of a completion that are searched for its final answer
@@ -199,6 +200,8 @@ _REWRITINGS = [
         (r"(?:\^\s?(?:\\circ(?![A-Za-z])|\{\s?\\circ\s?\})|\\degree(?![A-Za-z]))(?:\s?\{[CF]\}|\s?[CF]\b)?", " "),
         (r"\\(?:times|cdot)(?![A-Za-z])", "*"),
         (r"\\div(?![A-Za-z])", " / "),
+        (r"(?<!\d)(\d{0,9})\.(\d{0,9})\\overline\s?(?:\{\s?(\d{1,9})\s?\}|(\d))", lambda m: _repeating(m)),
+        (r"(?<=\d)/-(?![\d(])", " "),  # 450/-, an amount of rupees
         (rf"(?:(\d)[ \u2009]{{0,3}})?\\[cdt]?frac{_ARGUMENT}{_ARGUMENT}", lambda m: _frac_as_division(m)),
         (rf"(?<![A-Za-z])({_UNIT})(\}}?)\s?\^\s?(?:[23]|\{{[23]\}})", r"\1\2 "),  # square centimetres
         (r"-\s?[$€£¥₹]", "-"),  # currencies and markup
@@ -249,3 +252,11 @@ def _ascii_sign(sign: str) -> str:
 def _frac_as_division(match: re.Match) -> str:
     before, numerator, denominator = match[1], match[2] or match[3], match[4] or match[5]
     return f"{before} ({numerator}/{denominator})" if before else f"({numerator}/{denominator})"
+
+
+def _repeating(match: re.Match) -> str:
+    r"""0.1\overline{6} as the fraction that it is, (1/6)."""
+    fixed, again = match[2], match[3] or match[4]
+    period = Fraction(int(again), 10 ** len(fixed) * (10 ** len(again) - 1))
+    value = Fraction(f"{match[1] or 0}.{fixed or 0}") + period
+    return f"({value.numerator}/{value.denominator})" if value.denominator > 1 else str(value.numerator)

@@ -179,6 +179,51 @@ NUMBER = {
 }
 
 
+NUMBER |= {
+    "denied in other languages": (
+        [
+            ("23", "\u9e21\u4e0d\u662f 12 \u53ea\uff0c\u800c\u662f 23 \u53ea\u3002"),
+            ("7", "Es sind nicht 12, sondern 7."),
+        ],
+        [
+            ("12", "\u6240\u4ee5\u9e21\u6709 23 \u53ea\uff0c\u4e0d\u662f 12 \u53ea\u3002"),
+            ("12", "Ce n'est pas 12."),
+            ("12", "Es sind nicht 12."),
+        ],
+    ),
+    "a part of a whole": (
+        [("68", "So he has saved $68 of the $100 he needs."), ("60", "Of the 100 cookies, 60 are left.")],
+        [("100", "So he has saved $68 of the $100 he needs."), ("100", "She ate 40 of the 100 cookies.")],
+    ),
+    "rupees": ([("450", "Cost price = Rs. 450/-"), ("1200", "The answer is Rs 1,200/- only")], [("45", "Rs. 450/-")]),
+    "not decided": (
+        [("5", "I could not find it at first. It is 5.")],
+        [
+            ("30", "This can't be determined without knowing how many of the 30 were absent."),
+            ("30", "It is impossible to tell, as only 30 students are given."),
+            ("30", "There is not enough information: 30 students."),
+        ],
+    ),
+    "repeating decimals": (
+        [
+            ("1/6", r"\boxed{0.1\overline{6}}"),
+            ("2/3", r"0.\overline 6"),
+            ("3", r"$2.\overline{9}$"),
+            ("4/33", r"0.\overline{12}"),
+        ],
+        [("0.3", r"0.\overline{3}"), ("3", r"0.\overline{3}"), ("0.16", r"0.1\overline{6}")],
+    ),
+    "nothing left": (
+        [("0", "No marbles are left in the bag."), ("0", "Nothing remains."), ("0", "None of them are left.")],
+        [
+            ("0", "No marbles were red."),
+            ("0", "Tom has 30; no marbles are left for Ann."),
+            ("1", "No marbles are left."),
+        ],
+    ),
+}
+
+
 @pytest.mark.parametrize("kind", NUMBER)
 def test_number(kind):
     right, wrong = NUMBER[kind]
@@ -260,6 +305,28 @@ CHOICE = {
         (None, "All except C."),
         (None, "The answer is neither C nor D."),
         (None, "A\nB\nC\nD"),
+    ],
+}
+
+
+CHOICE |= {
+    "withdrawn": [
+        ("D", "The answer is A. Wait, no: least likely. So it must be D."),
+        ("B", "Wait, let me check. The answer is B."),
+    ],
+    "small letters and reasons": [
+        ("C", "i pick c, cause the rest make no sense"),
+        ("C", "i choose c because it fits"),
+        (None, "a c b c"),
+    ],
+    "other languages": [
+        ("D", "La r\u00e9ponse correcte est donc la D."),
+        ("B", "Die richtige Antwort ist also B."),
+    ],
+    "the option at the end": [
+        ("H", "As asked, the pressure doubles. **H) 2.0 atm**"),
+        (None, "Two look plausible. A) 3 B) 4"),
+        (None, "See H) 2.0 atm"),
     ],
 }
 

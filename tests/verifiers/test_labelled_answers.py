@@ -2,8 +2,10 @@
 
 The first set, 306 answers, was written before the verifiers were; they were then mended to agree with it. So it says
 what they accept, not how often they err. The second set, 118, was written after that and before they were run on it:
-104 of them agreed at once. Both are harder than what models usually write. Verifiers may move either figure: a new
-disagreement fails here, and so does one that is gone, until it is written down.
+104 of them agreed at once. The third, 150, was written by somebody who had not read the code, after the verifiers had
+been mended for other people's answers: 137 agreed at once (44, 49 and 44 of 50 for number, math and choice). All are
+harder than what models usually write. Verifiers may move any of these figures: a new disagreement fails here, and so
+does one that is gone, until it is written down.
 """
 
 import json
@@ -21,7 +23,21 @@ SECOND = {
     ("number", "19", "19 19 19 19 19 19 19 19"): "rewarding a loop would teach loops: verifier",
     ("choice", "B", "B B B B"): "rewarding a loop would teach loops: verifier",
 }
-SETS = {"labelled_answers.jsonl": FIRST, "labelled_answers_second.jsonl": SECOND}
+THIRD = {
+    ("math", "\\text{Tuesday}", "100 = 14 \u00b7 7 + 2, so 100 days after a Sunday it is a **Tuesday**."): (
+        "a word in bold at the end of a sentence: label"
+    ),
+    (
+        "choice",
+        "C",
+        "I would eliminate A and D right away. Between B and C, C fits better because the author's tone is ironic.",
+    ): "two are named in the same breath: label",
+}
+SETS = {
+    "labelled_answers.jsonl": FIRST,
+    "labelled_answers_second.jsonl": SECOND,
+    "labelled_answers_third.jsonl": THIRD,
+}
 
 
 def labelled(file):
