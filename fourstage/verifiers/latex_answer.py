@@ -23,7 +23,7 @@ _LISTED = re.compile(
     r"((?:\s*(?:[-*\u2022]|\d{1,2}[.)])\s+[^\n]{1,60}(?:\n|$)){2,})\s*$",
     re.I,
 )
-_END_OF_PROOF = re.compile(r"(?:\u220e|\bQ\.?E\.?D\b\.?|\\(?:blacksquare|square|qed)\b)[\s$]*$")
+_END_OF_PROOF = re.compile(r"\$?(?:\u220e|\bQ\.?E\.?D\b\.?|\\(?:blacksquare|square|qed)\b)[\s$]*$")
 _NAMED_BOX = re.compile(r"(?<![A-Za-z])([A-Za-z](?:_\w)?)\s*=\s*\$?\s*$")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{|\\.|[{}]", re.S)
 _FORMULA = re.compile(
