@@ -56,7 +56,7 @@ def problem_row(row: Mapping, system_prompt: str | None = None) -> dict | str | 
     if "number" in row and row["number"] is None and "formula" in row:
         return "without one number for an answer"
     if system_prompt:
-        problem["prompt"] = [{"role": "system", "content": system_prompt}, *problem["prompt"]]
+        problem["prompt"] = _with_system(problem["prompt"], system_prompt)
     answer, derivation = (right_letter(row, choices), row.get("derivation")) if choices else _answer(row)
     if answer is not None or derivation is not None or choices or "answer" in row:
         problem["answer"] = answer
@@ -84,6 +84,13 @@ def golds_of(row: Mapping) -> dict[str, object]:
         if is_marked or (row.get("problem") is None and "prompt" in row):  # TRL's sets: the solution is the answer
             found["solution"] = part.strip()
     return found
+
+
+def _with_system(prompt: list[dict], text: str) -> list[dict]:
+    """The prompt with a system turn before it, or with the text before what its own system turn says."""
+    if prompt[0]["role"] != "system":
+        return [{"role": "system", "content": text}, *prompt]
+    return [{**prompt[0], "content": f"{text}\n\n{prompt[0]['content']}"}, *prompt[1:]]
 
 
 def gold_check(functions: Sequence[Callable], unverifiable: str) -> Callable[[Mapping], str | None]:

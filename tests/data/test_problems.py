@@ -221,6 +221,13 @@ def test_countdown_asks_with_its_numbers():
     assert (problem["nums"], problem["target"], problem["solution"]) == ([2, 3, 4], 24, "2 * 3 * 4")
 
 
+def test_a_system_prompt_stands_before_that_of_the_row():
+    row = {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}], "answer": "4"}
+    prompt = problem_row(row, "Think first.")["prompt"]
+    assert prompt == [{"role": "system", "content": "Think first.\n\nBe brief."}, {"role": "user", "content": "2+2?"}]
+    assert problem_row({"system": "Be brief.", "question": "2+2?", "answer": "4"}, "Think first.")["prompt"] == prompt
+
+
 def test_a_system_prompt_comes_first():
     problem = problem_row({"question": "2 + 2?", "answer": "4"}, "Think first.")
     assert problem["prompt"] == [{"role": "system", "content": "Think first."}, *asked("2 + 2?")]
