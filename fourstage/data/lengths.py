@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 
 from datasets import Dataset, IterableDataset
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import is_conversational
 
 from fourstage.data.sources import Rows
+from fourstage.errors import one_line
 from fourstage.models.encoding import conversation_ids
 from fourstage.models.turns import template_settings
 
@@ -31,7 +33,14 @@ def drop_overlong(
     """
 
     def fits(row: dict, index: int) -> bool:
-        tokens = count_tokens(row)
+        try:
+            tokens = count_tokens(row)
+        except TemplateError as error:  # for its words: its roles were tried when it was read
+            start = str(next(iter(row.values())))[:200]
+            raise ValueError(
+                f"{name} row {index + 1}, {start!r}: the chat template refuses it: {one_line(error)}; take it out of "
+                "the data"
+            ) from None
         if tokens > max_length and overlong == "error":
             raise ValueError(
                 f"{name} row {index + 1} has {tokens:,} tokens, but at most {max_length:,} are allowed; "

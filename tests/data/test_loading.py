@@ -1,10 +1,12 @@
 """Loading, holding out and mixing, from files written here; and what bad input says before any training."""
 
+import copy
 import csv
 import gzip
 import json
 import sys
 from collections import Counter
+from functools import partial
 
 import pytest
 from datasets import Dataset, IterableDataset
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from fourstage.arguments import DataArguments, InstructConfig, ModelArguments, PretrainConfig, parse
 from fourstage.data.embedded.rows import demo_rows
 from fourstage.data.formats import text_row
-from fourstage.data.lengths import drop_overlong
+from fourstage.data.lengths import drop_overlong, prompt_tokens
 from fourstage.data.loading import (
     fingerprint,
     held_out_rows,
@@ -309,6 +311,17 @@ def test_the_fingerprint_changes_with_the_content():
     assert len({of(rows) for rows in (["a", "b"], ["b", "a"], ["ab"], ["a", "c"], many, many[:-1])}) == 6
     stream = Dataset.from_dict({"text": ["a", "b"]}).to_iterable_dataset()
     assert fingerprint(stream).split("-") == [of(["a", "b"]).split("-")[0], "stream"]
+
+
+def test_a_row_whose_words_the_template_refuses_is_named(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    refuses = "{% for m in messages %}{% if 'dog' in m['content'] %}{{ raise_exception('No dogs') }}{% endif %}"
+    tokenizer.chat_template = refuses + "{{ m['content'] }}{% endfor %}"
+    turns = [{"prompt": [{"role": "user", "content": text}]} for text in ("a cat", "a dog")]
+    count = partial(prompt_tokens, tokenizer)
+    assert_refused(
+        lambda: drop_overlong(Dataset.from_list(turns), count, 99, "drop", "train"), "train row 2", "a dog", "No dogs"
+    )
 
 
 def test_overlong_rows_are_dropped_and_counted_or_an_error(capsys):

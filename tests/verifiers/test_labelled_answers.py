@@ -2,8 +2,8 @@
 
 The first set, 306 answers, was written before the verifiers were; they were then mended to agree with it. So it says
 what they accept, not how often they err. The second set, 118, was written after that and before they were run on it:
-104 of them agreed at once. The third, 150, was written by somebody who had not read the code: 113 agreed at once, and 137
-(44, 49 and 44 of 50 for number, math and choice) once the verifiers had been mended without sight of it. All are
+104 of them agreed at once. The third, 150, was written by somebody who had not read the code: 113 agreed at once, and
+137 (44, 49 and 44 of 50 for number, math and choice) once the verifiers had been mended without sight of it. All are
 harder than what models usually write. Verifiers may move any of these figures: a new disagreement fails here, and so
 does one that is gone, until it is written down.
 """
