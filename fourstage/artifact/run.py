@@ -339,8 +339,9 @@ def _random_state() -> tuple:
 
 
 def _drop_pickled_arguments(folder: Path) -> None:
-    for file in folder.rglob("training_args.bin"):
-        file.unlink()
+    for path, _, files in os.walk(folder):  # which bears that a push in the background removes its folder meanwhile
+        if "training_args.bin" in files:
+            Path(path, "training_args.bin").unlink(missing_ok=True)
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, run: Run) -> None:

@@ -66,9 +66,9 @@ def math(completions: Completions, answer: Sequence[object], **kwargs: object) -
 def worker_counts() -> dict[str, int]:
     """How many comparing processes of this process's worker were lost and replaced, by cause.
 
-    "deadline": a comparison took too long. "died": any other cause, such as a lack of memory.
+    "deadline": a comparison took too long. "memory": it took too much. "died": any other cause.
     """
-    return {"deadline": 0, "died": 0, **_worker().counts}
+    return {"deadline": 0, "memory": 0, "died": 0, **_worker().counts}
 
 
 # The texts that are compared
@@ -264,8 +264,9 @@ def _compare(pairs: list[tuple[str, str]]) -> dict[tuple[str, str], bool | None]
 def _warn_once(cause: str) -> None:
     events = {
         "deadline": f"a comparison took over {SECONDS:g} s of processor time and was cut off; its reward is None",
-        "died": "a process that compares answers died, perhaps of a lack of memory, and was replaced; a comparison "
-        "that ends it twice has the reward None",
+        "memory": "a comparison took too much memory; its reward is None",
+        "died": "a process that compares answers died and was replaced; a comparison that ends it twice has the reward "
+        "None",
     }
     warnings.warn(
         f"verifier math: {events[cause]}. This warning is given once; worker_counts() counts every case", stacklevel=2

@@ -34,6 +34,8 @@ CLOCK = 30.0  # the limit on the clock, as a multiple of that on processor time:
 GRACE = 5.0  # seconds that a silent lane gets beyond that before the worker is killed from here
 STARTING = 120.0  # seconds that the imports may take on a busy machine
 REMEMBERED = 20_000  # verdicts kept, so that the same pair has the same one however near it comes to a limit
+SHORT_OF_MEMORY = 3  # exit status of a child
+_CAUSES = {-signal.SIGPROF: "deadline", -signal.SIGALRM: "deadline", SHORT_OF_MEMORY: "memory"}
 
 Pair = tuple[str, str]
 Message = dict | str | bool | None  # what one line of JSON holds
@@ -70,8 +72,8 @@ class Lane:
 class Worker:
     """This end of the pipes. One per process, started when first needed, serves any number of threads.
 
-    `counts` has the children killed at their deadline ("deadline"), and the children and workers that ended for other
-    reasons ("died"). Each was replaced.
+    `counts` has the children killed at their deadline ("deadline"), those that ran short of memory ("memory"), and the
+    children and workers that ended for other reasons ("died"). Each was replaced.
     """
 
     def __init__(self) -> None:
@@ -186,8 +188,8 @@ class Worker:
         else:
             pairs, lane.pairs, lane.busy = lane.pairs, [], False
             if pairs:
-                self.counts["deadline" if message["late"] else "died"] += 1
-                if message["late"] or lane.is_first:
+                self.counts[message["ended"]] += 1
+                if message["ended"] == "deadline" or lane.is_first:
                     verdicts[pairs[0]] = None
                     if not lane.readable:
                         self._unreadable.add(pairs[0][0])
@@ -288,7 +290,7 @@ def _serve(requests: int, replies: int, read: Callable, same: Callable) -> NoRet
                 seconds, pairs = json.loads(line)
                 _compare_pairs(replies, seconds, pairs, read, same)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            _write(replies, {"late": status in (-signal.SIGPROF, -signal.SIGALRM)})
+            _write(replies, {"ended": _CAUSES.get(status, "died")})
     finally:
         os._exit(0)
 
@@ -320,7 +322,7 @@ def _compare_pairs(replies: int, seconds: float, pairs: list, read: Callable, sa
             _alarm(seconds)
             verdict = same(golds[gold], answer) if golds[gold] else None
             if not verdict and _is_short_of_memory():
-                os._exit(1)  # SymPy takes its MemoryError for "not equal"
+                os._exit(SHORT_OF_MEMORY)  # SymPy takes its MemoryError for "not equal"
             _write(replies, verdict)
         os._exit(0)
     finally:
