@@ -93,6 +93,8 @@ def final_amount(text: str, decimal_comma: bool = False) -> Amount | None:
     part = _readable(part, decimal_comma)
     persons = re.search(r"^[ \t]{0,9}B[ \t]?:", part, re.M)  # then A is one too, and no answer
     cues = [cue for cue in _ANSWER_CUE.finditer(part) if not (persons and cue[0].strip(" \t:") == "A")]
+    if bold and not _ANSWER_CUE.search(part.rstrip().rpartition("\n")[2]):
+        cues = []  # the last line says it in bold: an "answer" in the lines before it is of another step
     ends = [cue.start() for cue in cues[1:]] + [len(part)]
     for cue, end in list(zip(cues, ends, strict=False))[:-4:-1]:
         said = part[cue.end() : end]
