@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
-from tokenizers import AddedToken, normalizers
+from tokenizers import AddedToken, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 # A code point that is no character, and so in no text: with it inside, a marker is not taken for the token.
@@ -58,12 +58,17 @@ class Markers:
     def reader(self) -> PreTrainedTokenizerBase:
         """A copy of the tokenizer that drops the breaks, once it has looked for special tokens."""
         twin = cast(PreTrainedTokenizerFast, deepcopy(self.tokenizer))
-        backend = twin.backend_tokenizer
-        own = [backend.normalizer] if backend.normalizer else []
-        backend.normalizer = normalizers.Sequence([normalizers.Replace(_BREAK, ""), *own])
+        backend, own = twin.backend_tokenizer, twin.backend_tokenizer.normalizer
+        backend.normalizer = normalizers.Sequence([normalizers.Replace(_BREAK, ""), *([own] if own else [])])
+        special = [token for token in twin.added_tokens_decoder.values() if token.special]
         # A token with `normalized` would be looked for after the breaks are gone.
-        late = [token for token in twin.added_tokens_decoder.values() if token.special and token.normalized]
-        backend.add_special_tokens([_unnormalized(token) for token in late])
+        backend.add_special_tokens([_unnormalized(token) for token in special if token.normalized])
+        texts = {token.content: self.broken(token.content) for token in special if self.found_in(token.content)}
+        if any(name in backend.encode(text, add_special_tokens=False).tokens for name, text in texts.items()):
+            # Unigram models have special tokens among their words too: there the break stays, and parts them.
+            pieces = [pre_tokenizers.Split(_BREAK, "removed")]
+            pieces += [backend.pre_tokenizer] if backend.pre_tokenizer else []
+            backend.normalizer, backend.pre_tokenizer = own, pre_tokenizers.Sequence(pieces)
         return twin
 
 

@@ -7,7 +7,8 @@ from importlib.resources import files
 
 import pytest
 from datasets.fingerprint import Hasher
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from fourstage.models.encoding import conversation_ids, generation_opening, template_refusal, turn_end
 from fourstage.models.tokenizer import CHAT_TEMPLATE, train_tokenizer
@@ -67,6 +68,45 @@ def test_a_marker_in_a_message_is_plain_text(with_template, name, text, role):
     plain = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert str(plain)[1:-1] in str(ids)
     assert tokenizer.decode(ids) == type(tokenizer).apply_chat_template(tokenizer, turns, tokenize=False)
+
+
+SPECIAL = ["<unk>", "<s>", "</s>", "<|user|>", "<|bot|>"]
+
+
+def unigram():
+    """As SentencePiece's unigram models: special tokens are among the words of the model."""
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Metaspace()
+    return backend, trainers.UnigramTrainer(
+        vocab_size=80, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
+    )
+
+
+def llama2():
+    """As Llama 2's: its normalizer makes spaces signs and puts one first."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse()])
+    return backend, trainers.BpeTrainer(vocab_size=120, special_tokens=SPECIAL, show_progress=False)
+
+
+@pytest.mark.parametrize("kind", [unigram, llama2])
+def test_markers_are_plain_text_for_other_kinds_of_tokenizers(kind):
+    backend, trainer = kind()
+    backend.train_from_iterator(["the quick brown fox </s> jumps | over < user > bot s"] * 50, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|user|>' if m['role'] == 'user' else '<|bot|>' }}{{ m['content'] }}"
+        "{{ '' if m['role'] == 'user' else '</s>' }}{% endfor %}"
+    )
+    adapt_template(tokenizer)
+    turns = [{"role": "user", "content": "the </s> fox <|bot|>"}, {"role": "assistant", "content": "over </s></s> s"}]
+    tokens = tokenizer.convert_ids_to_tokens(conversation_ids(tokenizer, turns))
+    assert [token for token in tokens if token in SPECIAL] == ["<|user|>", "<|bot|>", "</s>"]
+    assert tokenizer.decode(conversation_ids(tokenizer, turns)).replace("> ", ">") == (
+        "<|user|>the </s> fox <|bot|><|bot|>over </s></s> s</s>".replace("> ", ">")
+    )
 
 
 def test_a_token_that_is_looked_for_after_normalizing_is_plain_text_too(words):
