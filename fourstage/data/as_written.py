@@ -137,18 +137,24 @@ def have_like_columns(files: Sequence[str], kind: str) -> bool:
     return len({frozenset(_found_kinds([file], kind, _SAMPLED // 10)) for file in files}) == 1
 
 
-def read_as_written(by_split: Mapping[str, list[str]], kind: str, streaming: bool) -> dict[str, Rows]:
+def read_as_written(
+    by_split: Mapping[str, list[str]], kind: str, streaming: bool, drops_broken: bool = False
+) -> dict[str, Rows]:
     """The rows of JSON or CSV files by split, all with the columns that any of them has.
 
     A column of numbers that no type holds exactly becomes text, as they are written. One with values of several types
     keeps them as they are.
     Args:
         streaming: takes the types from the first 10 MB of each file.
+        drops_broken: leaves lines out that are no JSON, and prints how many.
     Raises:
         ValueError: for what is no JSON or no table.
     """
     files = [file for part in by_split.values() for file in part]
-    found = _found_kinds(files, kind, _SAMPLED if streaming else math.inf)
+    broken: dict[str, list[int]] | None = {} if drops_broken else None
+    found = _found_kinds(files, kind, _SAMPLED if streaming else math.inf, broken)
+    for file, lines in (broken or {}).items():
+        print(f"{file}: {len(lines):,} lines are unreadable and left out: no JSON (first: line {lines[0]})")
     kinds = {name: "text" if streaming and of == "null" else of for name, of in found.items()}
     source = IterableDataset if streaming else Dataset
     return {
@@ -161,17 +167,20 @@ def read_as_written(by_split: Mapping[str, list[str]], kind: str, streaming: boo
                 "kinds": kinds,
                 "kind": kind,
                 "version": "" if streaming else __version__,
+                "drops_broken": drops_broken,
             },
         )
         for split, part in by_split.items()
     }
 
 
-def _found_kinds(files: Sequence[str], source: str, limit: float) -> dict[str, Kind]:
+def _found_kinds(
+    files: Sequence[str], source: str, limit: float, broken: dict[str, list[int]] | None = None
+) -> dict[str, Kind]:
     """The kinds of all columns, by all rows of the files, or those at the start of each, up to `limit` characters."""
     found: dict[str, Kind] = {}
     for file in files:
-        for row in _rows_of(file, source, limit):
+        for row in _rows_of(file, source, limit, broken):
             for name, value in row.items():
                 found[name] = _merged(found.get(name, "null"), _kind(value, name, source))
     if not found:
@@ -183,9 +192,11 @@ def _features(kinds: Mapping[str, Kind]) -> Features:
     return Features({name: _feature(of) for name, of in kinds.items()})
 
 
-def _fitted(files: list[tuple[str, int]], kinds: dict[str, Kind], kind: str, version: str) -> Iterator[dict]:
+def _fitted(
+    files: list[tuple[str, int]], kinds: dict[str, Kind], kind: str, version: str, drops_broken: bool
+) -> Iterator[dict]:
     for file, _ in files:
-        for number, row in enumerate(_rows_of(file, kind), start=1):
+        for number, row in enumerate(_rows_of(file, kind, broken={} if drops_broken else None), start=1):
             if not version:  # of a stream not every row was seen before
                 _check_kinds(row, kinds, kind, f"{file} row {number}")
             yield {name: _fit(row.get(name), of, kind) for name, of in kinds.items()}
@@ -301,12 +312,14 @@ def _fit(value: Any, of: Kind, source: str) -> Any:
     return float(value) if of == "float" else value
 
 
-def _rows_of(file: str, kind: str, limit: float = math.inf) -> Iterator[dict]:
+def _rows_of(
+    file: str, kind: str, limit: float = math.inf, broken: dict[str, list[int]] | None = None
+) -> Iterator[dict]:
     """The rows of a file: of JSON with Python's values, of a table with texts, None where there is nothing.
 
-    With a `limit` those within about so many characters.
+    With a `limit` those within about so many characters. Lines that are no JSON are noted in `broken`, or raise.
     """
-    with _opened(file) as source:
+    with _opened(file, "strict" if broken is None else "surrogateescape") as source:
         if kind == "csv":
             for part in pandas.read_csv(source, dtype=str, keep_default_na=False, chunksize=1_000):
                 yield from ({n: None if v == "" else v for n, v in row.items()} for row in part.to_dict("records"))
@@ -318,12 +331,26 @@ def _rows_of(file: str, kind: str, limit: float = math.inf) -> Iterator[dict]:
         if start.lstrip().startswith("["):
             yield from map(_as_row, json.loads(start + source.read()))
             return
-        for line in chain([start], source):
-            if line.strip():
-                yield _as_row(json.loads(line))
+        for number, line in enumerate(chain([start], source), start=1):
+            row = _row_of_line(line, broken is not None) if line.strip() else None
+            if row is not None:
+                yield row
+            elif line.strip() and broken is not None:
+                broken.setdefault(file, []).append(number)
             limit -= len(line)
             if limit < 0:
                 return
+
+
+def _row_of_line(line: str, may_be_broken: bool) -> dict | None:
+    try:
+        if may_be_broken:
+            json.dumps(json.loads(line), ensure_ascii=False).encode("utf-8")  # raises for what is no character
+        return _as_row(json.loads(line))
+    except ValueError:
+        if may_be_broken:
+            return None
+        raise
 
 
 def _as_row(row: Any) -> dict:
@@ -332,6 +359,6 @@ def _as_row(row: Any) -> dict:
     return {"text": row} if isinstance(row, str) else row
 
 
-def _opened(file: str) -> IO[str]:
+def _opened(file: str, errors: str) -> IO[str]:
     opener: Any = gzip.open if file.endswith(".gz") else open
-    return opener(file, "rt", encoding="utf-8-sig", newline="")
+    return opener(file, "rt", encoding="utf-8-sig", newline="", errors=errors)

@@ -23,10 +23,12 @@ class RowError(ValueError):
     """What is wrong with data, in words already; the message names the source, and the row where it is about one."""
 
 
-def load_files(path: Path, streaming: bool) -> dict[str, Rows]:
+def load_files(path: Path, streaming: bool, drops_broken: bool = False) -> dict[str, Rows]:
     """Reads files by split, which in a folder their names give: `validation.jsonl.gz`, `test/part1.txt`.
 
     A folder that datasets saved has the splits that it was saved with. Files of unlike columns have those of all.
+    Args:
+        drops_broken: leave out lines that are no JSON, with their number, instead of an error.
     Raises:
         ValueError: for files of no kind, or of several, and for empty ones. Readers raise what they do.
     """
@@ -48,7 +50,9 @@ def load_files(path: Path, streaming: bool) -> dict[str, Rows]:
         by_split.setdefault(split, []).append(str(file))
     if kind == "text":
         return _load_texts(by_split, streaming)
-    return {"json": _load_json, "csv": _load_tables, "parquet": _load_parquet}[kind](by_split, streaming)
+    if kind == "json":
+        return _load_json(by_split, streaming, drops_broken)
+    return {"csv": _load_tables, "parquet": _load_parquet}[kind](by_split, streaming)
 
 
 def _saved(folder: Path) -> Iterator[tuple[str, Dataset]]:
@@ -80,9 +84,11 @@ def _without_mark(row: dict) -> dict:
     return {"text": row["text"].removeprefix("\ufeff")}
 
 
-def _load_json(by_split: dict[str, list[str]], streaming: bool) -> dict[str, Rows]:
+def _load_json(by_split: dict[str, list[str]], streaming: bool, drops_broken: bool) -> dict[str, Rows]:
     """JSON by the quick reader, where that reads what is written."""
     files = [file for part in by_split.values() for file in part]
+    if streaming and drops_broken:
+        return read_as_written(by_split, "json", streaming, drops_broken)  # the quick reader stops at a broken line
     quick = None
     try:
         if not streaming or len(files) == 1 or have_like_columns(files, "json"):
@@ -92,7 +98,7 @@ def _load_json(by_split: dict[str, list[str]], streaming: bool) -> dict[str, Row
     except Exception:  # of a dozen types; what is no JSON fails below once more, and is named by its line
         quick = None
     try:
-        return read_as_written(by_split, "json", streaming)
+        return read_as_written(by_split, "json", streaming, drops_broken and quick is None)
     except ValueError:
         if quick is None:
             raise
@@ -168,7 +174,8 @@ def first_problem(file: Path) -> str | None:
         except UnicodeEncodeError:
             return f"{file} line {number}: half a surrogate pair, which is not a character; mend or remove the line"
         except json.JSONDecodeError as error:
-            return f"{file} line {number}: broken JSON ({error.msg} at column {error.colno}); mend or remove the line"
+            what = f"{file} line {number}: broken JSON ({error.msg} at column {error.colno})"
+            return f"{what}; mend or remove the line, or leave such lines out with --unreadable drop"
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             return f"{file}: an incomplete or broken gzip file ({error}); fetch it again"
     return None if number else f"{file} is empty; remove it or fill it"

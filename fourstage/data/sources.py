@@ -59,7 +59,7 @@ def load_source(source: dict, data_args: DataArguments, stage: str) -> tuple[Row
         return _make_task(name, source.get("task_settings", data_args.task_settings), data_args)
     if path.exists():
         with one_line_errors(name):
-            splits = load_files(path, data_args.dataset_streaming)
+            splits = load_files(path, data_args.dataset_streaming, data_args.unreadable == "drop")
     elif _is_path(name):
         raise ValueError(f"dataset_name={name}: no such file or folder")
     else:

@@ -369,3 +369,23 @@ def test_recipes_read_what_is_published_and_written(tmp_path):
     with open(tmp_path / "grpo" / "completions.jsonl", encoding="utf-8") as lines:
         first = json.loads(lines.readline())
     assert "A) no" in json.dumps(first) and "B) yes" in json.dumps(first)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_broken_lines_are_left_out_and_counted(tmp_path, capsys, name, streaming):
+    lines = [json.dumps({"text": f"document {i}"}).encode() for i in range(30)]
+    lines[4] = b'{"text": "cut'
+    lines[7] = b'{"text": "half \\ud800"}'
+    lines[9] = b'{"text": "no \xff UTF-8"}'
+    lines[11] = b"[1, 2]"
+    content = b"\n".join(lines)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    settings = {"dataset_name": str(tmp_path / name), "dataset_streaming": streaming, "test_split_size": 0.2}
+    with pytest.raises(ValueError, match="line 5: broken JSON"):
+        train, _ = load_texts(DataArguments(**settings), 0)
+        list(train)
+    train, test = load_texts(DataArguments(**settings, unreadable="drop"), 0)
+    kept = {f"document {i}" for i in range(30)} - {f"document {i}" for i in (4, 7, 9, 11)}
+    assert {row["text"] for row in [*train, *test]} == kept
+    assert f"{name}: 4 lines are unreadable and left out: no JSON (first: line 5)" in capsys.readouterr().out
