@@ -197,18 +197,21 @@ def _fitted(
 ) -> Iterator[dict]:
     for file, _ in files:
         for number, row in enumerate(_rows_of(file, kind, broken={} if drops_broken else None), start=1):
-            if not version:  # of a stream not every row was seen before
-                _check_kinds(row, kinds, kind, f"{file} row {number}")
+            problem = "" if version else _unlike(row, kinds, kind)  # of a stream not every row was seen before
+            if problem and not drops_broken:
+                raise ValueError(f"{file} row {number}: {problem}; put such a row first")
+            if problem:
+                print(f"{file} row {number} is unreadable and left out: {problem}")
+                continue
             yield {name: _fit(row.get(name), of, kind) for name, of in kinds.items()}
 
 
-def _check_kinds(row: dict, kinds: dict[str, Kind], source: str, where: str) -> None:
+def _unlike(row: dict, kinds: dict[str, Kind], source: str) -> str:
+    """What of a row does not fit the columns of a stream; nothing if all does."""
     for name, value in row.items():
         if value is not None and not _fits(_kind(value, name, source), kinds.get(name)):
-            raise ValueError(
-                f"{where}: column {name!r} holds {str(value)[:80]!r}, unlike the first rows of the stream; put such a "
-                "row first"
-            )
+            return f"column {name!r} holds {str(value)[:80]!r}, unlike the first rows of the stream"
+    return ""
 
 
 def _fits(of: Kind, column: Kind | None) -> bool:
