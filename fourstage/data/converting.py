@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 from datasets import Dataset, Features, IterableDataset, Json, List, Value
 from transformers import PreTrainedTokenizerBase
@@ -304,25 +304,12 @@ def _convert(data: Rows, reader: Reader, name: str, extras: set[str] | None) -> 
 
 
 def _mapped(data: Rows, columns: list[str], conversion: Conversion) -> Rows:
+    options: Any = {"with_indices": True, "batched": True, "batch_size": _BATCH}
+    options |= {"remove_columns": columns, "features": conversion.features}
     if isinstance(data, IterableDataset):
-        return data.map(
-            conversion.batch,
-            with_indices=True,
-            batched=True,
-            batch_size=_BATCH,
-            remove_columns=columns,
-            features=conversion.features,
-        )
+        return data.map(conversion.batch, **options)
     # Not from the cache, which would not notice another version of this package.
-    return data.map(
-        conversion.stored_batch,
-        with_indices=True,
-        batched=True,
-        batch_size=_BATCH,
-        remove_columns=columns,
-        features=conversion.features,
-        load_from_cache_file=False,
-    )
+    return data.map(conversion.stored_batch, load_from_cache_file=False, **options)
 
 
 def _announced(features: Features | None, reader: Reader) -> set[str]:

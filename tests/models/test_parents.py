@@ -377,11 +377,12 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("base", ["base", "tied"])
-@pytest.mark.parametrize("kind", KINDS)
+# PEFT gives tied weights one set of rows
+BOTH = [(kind, base) for kind in KINDS for base in ("base", "tied") if (kind, base) != ("tokens", "tied")]
+
+
+@pytest.mark.parametrize(("kind", "base"), BOTH)
 def test_an_adapter_is_merged(places, adapter, tmp_path, capsys, kind, base):
-    if base == "tied" and kind == "tokens":
-        pytest.skip("PEFT gives tied weights one set of rows")
     folder, expected = adapter(KINDS[kind](), base)
     effect = (expected - outputs(AutoModelForCausalLM.from_pretrained(places / base))).abs().max()
     model = open_causal_lm(str(folder), dtype=torch.float32)
