@@ -8,7 +8,7 @@ that "and", "or" or a comma joins are one list; "not 7", "between 2 and 7" and t
 import re
 
 from fourstage.verifiers.numerals import final_amount
-from fourstage.verifiers.text import TAIL, final_part
+from fourstage.verifiers.text import TAIL, after_thinking, final_part
 
 NEAR = 80  # characters between boxes that are one answer
 
@@ -123,7 +123,7 @@ def located(text: str) -> list[str]:
     part, is_marked = final_part(text)
     if not is_marked or _CUE.search(part):
         return _nonempty(_from_prose(_TEXT.sub(r"\1", part) if is_marked else part))
-    tail = text[text.rfind("</think>") + 1 :][-TAIL:]
+    tail = after_thinking(text)[-TAIL:]
     boxes = _boxes(tail)
     while boxes and not part.endswith(boxes[-1][2].strip()):
         boxes.pop()

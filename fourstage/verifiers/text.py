@@ -76,7 +76,7 @@ def final_part(text: str) -> tuple[str, bool]:
     Example: r"</think> So \boxed{\frac{1}{2}}." -> (r"\frac{1}{2}", True); "It is 7." -> ("It is 7.", False);
     r"\boxed{2} or \boxed{3}" -> ("2, 3", True).
     """
-    text = _after_thinking(text)
+    text = after_thinking(text)
     if len(text) > TAIL:
         text = text[-TAIL:].lstrip("0123456789.,")  # never the second half of a number
     text = _own_turn(text)
@@ -90,7 +90,8 @@ def final_part(text: str) -> tuple[str, bool]:
     return ", ".join([*_last_list(text, marks), *(others.groups() if others else ())]), True
 
 
-def _after_thinking(text: str) -> str:
+def after_thinking(text: str) -> str:
+    """What stands after the last `</think>`; nothing where thoughts were begun and not ended."""
     close = text.rfind("</think>")
     if text.rfind("<think>") > close:
         return ""
