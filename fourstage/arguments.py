@@ -9,12 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
-import torch
-from accelerate.utils import parse_flag_from_env
-from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
-
 from fourstage.chain import make_missing_parents
+from fourstage.imports import lean_imports, quiet_libraries
 from fourstage.settings_file import read_yaml, typed_settings
+
+with lean_imports():
+    import torch
+    from accelerate.utils import parse_flag_from_env
+    from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 T = TypeVar("T", bound="DataArguments | ModelArguments")
 
@@ -267,6 +269,7 @@ def parse(recipe: str, *types: Any) -> tuple:
     Raises:
         ValueError: for an unknown key or flag, and for a Hub token, which comes from the login or HF_TOKEN only.
     """
+    quiet_libraries()
     path = Path(recipe)
     arguments = [part for argument in sys.argv[1:] for part in _split_config(argument)]
     if not arguments:

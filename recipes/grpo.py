@@ -12,9 +12,13 @@ their group's mean become likelier. Without arguments it tunes the embedded assi
 from fourstage.arguments import DataArguments, ModelArguments, parse
 from fourstage.errors import reported_errors
 from fourstage.grpo.config import GRPORunConfig
+from fourstage.imports import without_bitsandbytes
 
 
 def main(data_args: DataArguments, training_args: GRPORunConfig, model_args: ModelArguments) -> None:
+    with without_bitsandbytes():
+        from fourstage.grpo import GRPOTrainer
+
     from functools import partial
 
     from transformers import set_seed
@@ -24,7 +28,6 @@ def main(data_args: DataArguments, training_args: GRPORunConfig, model_args: Mod
     from fourstage.data.lengths import drop_overlong, prompt_tokens
     from fourstage.data.loading import load_problems
     from fourstage.evaluation.generation import answer_questions
-    from fourstage.grpo import GRPOTrainer
     from fourstage.grpo.collapse import WatchCollapse
     from fourstage.launch import check_launch
     from fourstage.models.adapters import adapter_config, finished_model

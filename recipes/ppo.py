@@ -10,10 +10,14 @@ answers are left out. A penalty of --beta on the distance from the starting mode
 
 from fourstage.arguments import DataArguments, ModelArguments, parse
 from fourstage.errors import reported_errors
+from fourstage.imports import without_bitsandbytes
 from fourstage.ppo.config import PPORunConfig
 
 
 def main(data_args: DataArguments, training_args: PPORunConfig, model_args: ModelArguments) -> None:
+    with without_bitsandbytes():
+        from fourstage.ppo import PPOTrainer
+
     from functools import partial
 
     from transformers import set_seed
@@ -28,7 +32,6 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
     from fourstage.models.facts import context_of
     from fourstage.models.loading import load_causal_lm, load_tokenizer
     from fourstage.parent import needed_parent
-    from fourstage.ppo import PPOTrainer
     from fourstage.ppo.critic import check_value_model
     from fourstage.resolve import resolve_ppo
     from fourstage.rl.rewards import load_rewards

@@ -2,10 +2,9 @@
 
 import json
 import time
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers import (
     PrinterCallback,
@@ -16,11 +15,13 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from trl import GRPOTrainer
 
 from fourstage.artifact.overview import overview
 from fourstage.artifact.run import CleanRun, Run
 from fourstage.stages import STAGES
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer  # takes half a second more than the other trainers
 
 _SHOWN = {
     "loss": "loss {:.3f}",
@@ -82,7 +83,7 @@ class WriteCompletions(TrainerCallback):
     A resumed run takes away the lines after its checkpoint first. `trainer` is TRL's GRPOTrainer or based on it.
     """
 
-    def __init__(self, trainer: GRPOTrainer, file: Path, answers: int = 4):
+    def __init__(self, trainer: "GRPOTrainer", file: Path, answers: int = 4):
         self.samples, self.file, self.answers = trainer._logs, file, answers
         rows = cast(Iterable[dict], trainer.eval_dataset or [])  # one data set, not several by name
         self.held_out = {json.dumps(row["prompt"]) for row in rows}
@@ -136,11 +137,10 @@ def watch(trainer: Trainer, run: Run) -> None:
 
 
 def show_progress(trainer: Trainer) -> None:
-    """Replaces the trainer's own display by `StageProgress`, and silences warnings that no user can act on."""
+    """Replaces the trainer's own display by `StageProgress`."""
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(StageProgress)
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 
 def show_summary(run: Run, metrics: dict, samples: list[dict]) -> None:
