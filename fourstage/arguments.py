@@ -1,5 +1,6 @@
 """What a recipe can be told: small dataclasses over TRL's, read from defaults, then YAML, then the command line."""
 
+import ctypes
 import difflib
 import os
 import sys
@@ -9,7 +10,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
-from fourstage.chain import make_missing_parents
 from fourstage.imports import lean_imports, quiet_libraries
 from fourstage.settings_file import read_yaml, typed_settings
 
@@ -17,6 +17,8 @@ with lean_imports():
     import torch
     from accelerate.utils import parse_flag_from_env
     from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
+
+    from fourstage.chain import make_missing_parents
 
 T = TypeVar("T", bound="DataArguments | ModelArguments")
 
@@ -106,7 +108,12 @@ class RunDefaults:
         "auto", "auto: resume an interrupted run with the same settings; or the path of a checkpoint."
     )
     gradient_checkpointing: bool | None = option(None, "Trade compute for memory. Default: on for a GPU.")
-    bf16: bool | None = option(None, "bfloat16 mixed precision. Default: on where a GPU has it.")
+    bf16: bool | None = option(
+        None, "bfloat16 mixed precision. Default: on where the GPU, or for 0.5M and more the CPU, multiplies it."
+    )
+    torch_compile: bool | None = option(
+        None, "Compile the layers of the model. Default: where the run is long enough to earn it back."
+    )
     eval_strategy: str = option("steps", "no, steps or epoch.")
     eval_steps: float | None = option(0.1, "Steps between evaluations, or a share of all steps if below 1.")
     eval_on_start: bool = option(True, "Measure the starting weights too.")
@@ -247,9 +254,11 @@ def choose_by_device(config: Any, checkpointing_on_gpu: bool = False) -> None:
     if config.use_cpu:
         # AdamW's moments of rarely seen embedding rows fade into denormals, on which its step takes 8 times as long.
         torch.set_flush_denormal(True)
+        keep_memory()
     gpu = torch.cuda.is_available() and not config.use_cpu
     if config.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         config.ddp_backend = config.ddp_backend or "gloo"
+    config.precision_left_open = config.use_cpu and config.bf16 is None and not config.fp16  # for `fourstage.resolve`
     if config.bf16 is None:
         config.bf16 = gpu and not config.fp16 and torch.cuda.is_bf16_supported()
     # The old name warns in transformers 5.23, so the choice is handed on under the new one.
@@ -257,6 +266,20 @@ def choose_by_device(config: Any, checkpointing_on_gpu: bool = False) -> None:
         chosen = config.gradient_checkpointing
         config.activation_checkpointing = gpu and checkpointing_on_gpu if chosen is None else chosen
     config.gradient_checkpointing = None
+    if config.torch_compile and not (config.torch_compile_backend or config.torch_compile_mode):
+        config.torch_compile_backend = "no"  # not the whole model by accelerate, but its layers by `fourstage.speed`
+
+
+def keep_memory() -> None:
+    """Lets a process on Linux keep the memory that a step frees, as the next step asks for as much again.
+
+    glibc would give large blocks back to the kernel and fetch them again page by page, which takes a tenth of a step.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+            mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
 def parse(recipe: str, *types: Any) -> tuple:

@@ -6,6 +6,7 @@ Measured by `benchmarks/startup.py`.
 import gc
 import importlib.util
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Generator
@@ -27,6 +28,7 @@ def lean_imports() -> Generator[None]:
     They are exempt from that, unless torch was there before: then so are objects of the caller, which may become
     garbage.
     """
+    os.environ.setdefault("TQDM_DELAY", "3")  # no bar, such as those of datasets, for what takes less than 3 seconds
     if "torch" in sys.modules:
         with without_bitsandbytes():
             yield

@@ -70,8 +70,8 @@ class StageProgress(ProgressCallback):
         if state.is_world_process_zero and logs:
             parts = [text.format(float(logs[key])) for key, text in _SHOWN.items() if key in logs]
             if parts:
-                line = f"step {state.global_step}/{state.max_steps}: {', '.join(parts)}"
-                (self.training_bar.write if self.training_bar is not None else print)(line)
+                bar = self.prediction_bar if self.training_bar is None else self.training_bar
+                (print if bar is None else bar.write)(f"step {state.global_step}/{state.max_steps}: {', '.join(parts)}")
 
     def tokens_per_second(self, state: TrainerState) -> float:
         return (state.num_input_tokens_seen - self._tokens_before) / max(time.monotonic() - self._since, 1e-9)
