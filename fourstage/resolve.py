@@ -19,6 +19,7 @@ from fourstage.models.tokenizer import default_vocab_size
 from fourstage.optim import fill_rates
 from fourstage.ppo.config import PPORunConfig
 from fourstage.pretraining import packing_strategy
+from fourstage.speed import fill_precision
 
 _LONGEST = 1024  # tokens of a row, unless max_length asks for more
 
@@ -39,7 +40,8 @@ def resolve_pretrain(data_args: DataArguments, training_args: PretrainConfig, mo
     if random_weights and not model_args.tokenizer_name and not model_args.vocab_size:
         model_args.vocab_size = default_vocab_size(parse_count(model_args.num_parameters))
         filled.append("vocab_size")
-    return filled
+    size = parse_count(model_args.num_parameters) if random_weights else _parameters(model_args)
+    return filled + fill_precision(training_args, model_args, size)
 
 
 def resolve_sft(data_args: DataArguments, training_args: InstructConfig, model_args: ModelArguments) -> list[str]:
@@ -51,19 +53,21 @@ def resolve_sft(data_args: DataArguments, training_args: InstructConfig, model_a
     if training_args.use_muon and model_args.use_peft:
         raise ValueError("use_muon with use_peft: Muon is for whole matrices, adapters take AdamW; leave one out")
     sources(data_args, "sft")
-    return _fill_max_length(training_args, model_args)
+    filled = _fill_max_length(training_args, model_args)
+    return filled + fill_precision(training_args, model_args, _parameters(model_args))
 
 
 def resolve_reward(data_args: DataArguments, training_args: RewardModelConfig, model_args: ModelArguments) -> list[str]:
     """The longest side of a pair by the model's context."""
     sources(data_args, "reward")
-    return _fill_max_length(training_args, model_args)
+    filled = _fill_max_length(training_args, model_args)
+    return filled + fill_precision(training_args, model_args, _parameters(model_args))
 
 
 def resolve_ppo(data_args: DataArguments, training_args: PPORunConfig, model_args: ModelArguments) -> list[str]:
-    """Nothing that depends on the model: PPOConfig fills the critic's rate and the steps between log lines itself."""
+    """The precision alone: PPOConfig fills the critic's rate and the steps between log lines itself."""
     sources(data_args, "ppo")
-    return []
+    return fill_precision(training_args, model_args, _parameters(model_args))
 
 
 def resolve_grpo(
@@ -74,11 +78,16 @@ def resolve_grpo(
 ) -> list[str]:
     """The learning rate by the model's size (`grpo.config.default_learning_rate`)."""
     sources(data_args, "grpo")
-    if training_args.learning_rate is not None:
-        return []
-    size = parameters_of(load_config(model_args), model_args, len(tokenizer))
-    training_args.learning_rate = default_learning_rate(size, model_args.use_peft)
-    return ["learning_rate"]
+    size = _parameters(model_args, len(tokenizer))
+    filled = fill_precision(training_args, model_args, size)
+    if training_args.learning_rate is None:
+        training_args.learning_rate = default_learning_rate(size, model_args.use_peft)
+        filled.append("learning_rate")
+    return filled
+
+
+def _parameters(model_args: ModelArguments, tokens: int = 0) -> int:
+    return parameters_of(load_config(model_args), model_args, tokens)
 
 
 class _HasMaxLength(Protocol):

@@ -36,6 +36,7 @@ def main(data_args: DataArguments, training_args: GRPORunConfig, model_args: Mod
     from fourstage.parent import needed_parent
     from fourstage.resolve import resolve_grpo
     from fourstage.rl.rewards import load_rewards
+    from fourstage.speed import speed_up
 
     # The parent and every setting, before anything is written
     check_launch(training_args)
@@ -65,6 +66,7 @@ def main(data_args: DataArguments, training_args: GRPORunConfig, model_args: Mod
         processing_class=tokenizer,
         peft_config=adapter_config(model_args, model, tokenizer, continues_text=False),
     )
+    speed_up(trainer, model_args, trainer.ref_model, *trainer.reward_funcs)
     watch(trainer, run)
     trainer.add_callback(WatchCollapse)
     trainer.add_callback(WriteCompletions(trainer, run.folder / "completions.jsonl"))

@@ -35,6 +35,7 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
     from fourstage.ppo.critic import check_value_model
     from fourstage.resolve import resolve_ppo
     from fourstage.rl.rewards import load_rewards
+    from fourstage.speed import speed_up
 
     # The parent and every setting, before anything is written
     check_launch(training_args)
@@ -67,6 +68,7 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
         processing_class=tokenizer,
         peft_config=adapter_config(model_args, model, tokenizer, continues_text=False),
     )
+    speed_up(trainer, model_args, trainer.value_model, trainer.ref_model, *trainer.reward_funcs)
     watch(trainer, run)
     trainer.add_callback(WriteCompletions(trainer, run.folder / "completions.jsonl"))
 

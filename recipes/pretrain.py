@@ -25,6 +25,7 @@ def main(data_args: DataArguments, training_args: PretrainConfig, model_args: Mo
     from fourstage.parent import find_parent
     from fourstage.pretraining import PretrainTrainer, bytes_per_token
     from fourstage.resolve import resolve_pretrain
+    from fourstage.speed import speed_up
 
     # The parent, if there is one, and every setting, before anything is written
     check_launch(training_args)
@@ -59,6 +60,7 @@ def main(data_args: DataArguments, training_args: PretrainConfig, model_args: Mo
         bytes_per_token=bytes_per_token(texts_of(test), tokenizer),
         keep_markers=model_args.keep_markers,
     )
+    speed_up(trainer, model_args)
     watch(trainer, run)
 
     result = trainer.train(resume_from_checkpoint=run.checkpoint)

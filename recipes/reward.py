@@ -27,6 +27,7 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
     from fourstage.models.loading import load_reward_model, load_tokenizer, new_stop
     from fourstage.parent import needed_parent
     from fourstage.resolve import resolve_reward
+    from fourstage.speed import speed_up
 
     # The parent and every setting, before anything is written
     check_launch(training_args)
@@ -56,6 +57,7 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
         ),
     )
     keep_head_type(trainer.model)  # on a quantised base TRL makes the score head bfloat16
+    speed_up(trainer, model_args)
     watch(trainer, run)
 
     result = trainer.train(resume_from_checkpoint=run.checkpoint)

@@ -30,6 +30,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     from fourstage.optim import MuonWithAdamW, parameter_groups
     from fourstage.parent import needed_parent
     from fourstage.resolve import resolve_sft
+    from fourstage.speed import speed_up
 
     # The parent and every setting, before anything is written
     check_launch(training_args)
@@ -64,6 +65,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     )
     complete_tied_head(trainer.model)  # LoRA on a tied head: TRL's fused loss asks it for a bias
     check_fused_head(trainer)  # some architectures do more than TRL's fused loss knows of
+    speed_up(trainer, model_args)
     watch(trainer, run)
 
     result = trainer.train(resume_from_checkpoint=run.checkpoint)

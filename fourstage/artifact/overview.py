@@ -31,7 +31,7 @@ def overview(run: Run, trainer: Trainer, state: TrainerState) -> str:
         "batch": _batch(run, trainer),
         "steps": _steps(run, trainer, state),
         "rates": _rates(run, trainer),
-        "precision": _precision(trainer),
+        "precision": _precision(trainer) + _mark(run, "bf16"),
         "device": _device(run, trainer),
     }
     width = max(map(len, lines))
@@ -146,6 +146,7 @@ def _precision(trainer: Trainer) -> str:
     parts = [f"{bits} bits, {weights} otherwise" if bits else weights]
     parts += [f"{name} mixed precision" for name, on in (("bfloat16", args.bf16), ("float16", args.fp16)) if on]
     parts += ["activations recomputed"] if args.activation_checkpointing else []
+    parts += ["layers compiled"] if args.torch_compile else []
     return ", ".join(parts)
 
 

@@ -25,6 +25,7 @@ from fourstage.ppo.critic import Critic, build_critic, prepare_critic
 from fourstage.ppo.metrics import policy_metrics, rollout_explained_variance, rollout_metrics
 from fourstage.rl.batches import Batch, grouped_by_length, loss_mask, trimmed
 from fourstage.rl.checks import check_head, check_launch_supported, check_prompts
+from fourstage.rl.decoding import quick_generation
 from fourstage.rl.forward import base_model, frozen_copy, plain_head, plain_head_pays, positions, whole
 from fourstage.rl.rewards import prepare_rewards, show_opening
 from fourstage.rl.rollouts import SaveAtRollouts
@@ -107,11 +108,8 @@ class PPOTrainer(GRPOTrainer):
         finally:
             args.beta = beta
         self.beta = 0.0  # GRPO's own KL term in the loss would count the penalty twice
-        check_attributes(self)
-        show_opening(self)
-        check_launch_supported(self)
-        check_prompts(self)
-        check_head(self)
+        for check in (check_attributes, show_opening, check_launch_supported, check_prompts, check_head):
+            check(self)
         policy = self.accelerator.unwrap_model(self.model)
         if args.beta and not adapters:
             self.ref_model = frozen_copy(self)  # also for a model that was built in memory
@@ -162,7 +160,8 @@ class PPOTrainer(GRPOTrainer):
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> Batch:
-        with plain_sampling(base_model(self.accelerator.unwrap_model(self.model))):
+        policy = self.accelerator.unwrap_model(self.model_wrapped)
+        with plain_sampling(base_model(policy)), quick_generation(policy):
             rollout = super()._generate_and_score_completions(inputs)
         check_batch(rollout)
         weights = self.reward_weights.to(self._rewards.device)
