@@ -7,6 +7,7 @@ the same numbers again. docs/speed.md has the measurements.
 import functools
 import itertools
 import logging
+import os
 import statistics
 from collections.abc import Callable
 from typing import Any, cast
@@ -17,6 +18,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
+from trl import RewardConfig, SFTConfig
 
 from fourstage.arguments import ModelArguments
 
@@ -41,6 +43,10 @@ def fill_precision(training_args: Any, model_args: ModelArguments, parameters: i
     if not (training_args.precision_left_open and pays):
         return []
     training_args.bf16, training_args.mixed_precision = True, "bf16"  # the second is derived from the first, once
+    # oneDNN builds a kernel for every shape: rows of few lengths, and few kernels kept, or they take half a gigabyte.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+    if getattr(training_args, "pad_to_multiple_of", 0) is None and isinstance(training_args, (SFTConfig, RewardConfig)):
+        training_args.pad_to_multiple_of = 8
     return ["bf16"]
 
 

@@ -14,7 +14,6 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     from functools import partial
 
     from transformers import set_seed
-    from trl import SFTTrainer
 
     from fourstage.artifact.progress import show_summary, watch
     from fourstage.artifact.run import finish_run, record_data, start_run
@@ -22,6 +21,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     from fourstage.data.loading import load_conversations
     from fourstage.data.trained_text import tell_untrained
     from fourstage.evaluation.generation import answer_questions
+    from fourstage.instruction import InstructTrainer
     from fourstage.launch import check_launch
     from fourstage.models.adapters import adapter_config, complete_tied_head, finished_model
     from fourstage.models.fused_head import check_fused_head
@@ -52,7 +52,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
 
     # The model and its trainer
     model = load_causal_lm(model_args, tokenizer)
-    trainer = SFTTrainer(
+    trainer = InstructTrainer(
         model=model,
         args=training_args,
         train_dataset=train,

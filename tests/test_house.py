@@ -56,6 +56,7 @@ MAY_IMPORT = {
     "artifact": "arguments atomic data errors models parent stages",
     "pretraining": "arguments data evaluation models optim",
     "rl": "data evaluation models parent verifiers",
+    "instruction": "rl",
     "ppo": "arguments evaluation models parent rl verifiers",
     "grpo": "arguments evaluation rl",
     "speed": "arguments",

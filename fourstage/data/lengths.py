@@ -1,6 +1,7 @@
-"""Counts the tokens of a row as its trainer reads it, and drops or refuses rows that are too long."""
+"""Counts the tokens of rows as their trainer reads them, and drops or refuses rows that are too long."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 from jinja2 import TemplateError
@@ -9,13 +10,15 @@ from trl.data_utils import is_conversational
 
 from fourstage.data.sources import Rows
 from fourstage.errors import one_line
-from fourstage.models.encoding import conversation_ids
+from fourstage.models.encoding import encode_chats
 from fourstage.models.turns import template_settings
+
+BATCH = 200  # rows rendered and tokenized at once
 
 
 def drop_overlong(
     data: Rows,
-    count_tokens: Callable[[dict], int],
+    count_tokens: Callable[[list[dict]], Sequence[int]],
     max_length: int,
     overlong: str,
     name: str,
@@ -24,7 +27,7 @@ def drop_overlong(
     """Drops the rows of more than `max_length` tokens, so that no end token is ever cut off; prints how many.
 
     Args:
-        count_tokens: the tokens of a row, by one of the functions below.
+        count_tokens: the tokens of each of some rows, by one of the functions below.
         overlong: "drop", or "error" to refuse data with such a row.
         name: of the rows, for messages: "train" or "held-out".
         fix: what to do about rows that are too long, for messages.
@@ -32,55 +35,70 @@ def drop_overlong(
         ValueError: if `overlong` is "error", for the first row that is too long; otherwise if all rows are too long.
     """
 
-    def fits(row: dict, index: int) -> bool:
-        try:
-            tokens = count_tokens(row)
-        except TemplateError as error:  # for its words: its roles were tried when it was read
-            start = str(next(iter(row.values())))[:200]
-            raise ValueError(
-                f"{name} row {index + 1}, {start!r}: the chat template refuses it: {one_line(error)}; take it out of "
-                "the data"
-            ) from None
-        if tokens > max_length and overlong == "error":
-            raise ValueError(
-                f"{name} row {index + 1} has {tokens:,} tokens, but at most {max_length:,} are allowed; "
-                f"{fix}, or drop such rows with --overlong drop"
-            )
-        return tokens <= max_length
+    def fit(batch: Mapping[str, list], indices: list[int]) -> list[bool]:
+        counts = by_rows(count_tokens, rows_of(batch), indices, name)
+        for index, tokens in zip(indices, counts, strict=True) if overlong == "error" else ():
+            if tokens > max_length:
+                raise ValueError(
+                    f"{name} row {index + 1} has {tokens:,} tokens, but at most {max_length:,} are allowed; "
+                    f"{fix}, or drop such rows with --overlong drop"
+                )
+        return [tokens <= max_length for tokens in counts]
 
+    options: Any = {"with_indices": True, "batched": True, "batch_size": BATCH}
     if isinstance(data, IterableDataset):
-        return data.filter(fits, with_indices=True)
-    short: Dataset = data.filter(fits, with_indices=True)
+        return data.filter(fit, **options)
+    short: Dataset = data.filter(fit, **options)
     if not len(short):
         raise ValueError(f"all {len(data):,} {name} rows have more than {max_length:,} tokens; {fix}")
     print(f"{name}: {len(data) - len(short):,} of {len(data):,} rows dropped, longer than {max_length:,} tokens")
     return short
 
 
-def conversation_tokens(tokenizer: PreTrainedTokenizerBase, row: Mapping) -> int:
-    """Tokens of a row of `load_conversations`, as the chat template writes it."""
-    return _row_tokens(tokenizer, row, "completion")
+def rows_of(batch: Mapping[str, list]) -> list[dict]:
+    """The rows of a batch of columns."""
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
 
-def pair_tokens(tokenizer: PreTrainedTokenizerBase, row: Mapping) -> int:
-    """Tokens of the longer side of a pair, with its prompt."""
-    return max(_row_tokens(tokenizer, row, side) for side in ("chosen", "rejected"))
+def by_rows(
+    function: Callable[[list[dict]], Sequence], rows: list[dict], indices: Sequence[int], name: str
+) -> Sequence:
+    """What `function` makes of rows at once. Where the chat template refuses one for its words, the error names it."""
+    try:
+        return function(rows)
+    except TemplateError:  # the roles were tried when the rows were read
+        for row, index in zip(rows, indices, strict=True):
+            try:
+                function([row])
+            except TemplateError as error:
+                start = str(next(iter(row.values())))[:200]
+                raise ValueError(
+                    f"{name} row {index + 1}, {start!r}: the chat template refuses it: {one_line(error)}; take it out "
+                    "of the data"
+                ) from None
+        raise
 
 
-def _row_tokens(tokenizer: PreTrainedTokenizerBase, row: Mapping, answer: str) -> int:
-    """Tokens of a row's prompt and one of its answers, with its tools and settings of the template, as TRL reads it."""
-    return len(conversation_ids(tokenizer, row["prompt"] + row[answer], **template_settings(row)))
+def pair_tokens(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping]) -> list[int]:
+    """Tokens of the longer side of each pair, with its prompt, its tools and its settings of the template."""
+    settings = [template_settings(row) for row in rows]
+    sides = [
+        encode_chats(tokenizer, [row["prompt"] + row[side] for row in rows], settings)
+        for side in ("chosen", "rejected")
+    ]
+    return [max(len(side["input_ids"]) for side in pair) for pair in zip(*sides, strict=True)]
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, row: Mapping) -> int:
-    """Tokens of a row's `prompt`, as `prompt_ids` gives them."""
-    return len(prompt_ids(tokenizer, row["prompt"]))
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping]) -> list[int]:
+    """Tokens of each row's `prompt`, as `prompt_ids` gives them."""
+    return [len(ids) for ids in prompt_ids(tokenizer, [row["prompt"] for row in rows])]
 
 
 def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict], template_options: dict | None = None
-) -> list[int]:
-    """Ids of a prompt as the policy reads it: of a text, or of turns and the generation prompt of the chat template."""
-    if isinstance(prompt, str) or not is_conversational({"prompt": prompt}):
-        return tokenizer(text=prompt)["input_ids"]
-    return conversation_ids(tokenizer, prompt, add_generation_prompt=True, **(template_options or {}))
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence, template_options: dict | None = None
+) -> list[list[int]]:
+    """Ids of prompts as the policy reads them: of texts, or of turns and the generation prompt of the chat template."""
+    if any(isinstance(prompt, str) or not is_conversational({"prompt": prompt}) for prompt in prompts):
+        return tokenizer(text=list(prompts))["input_ids"]
+    settings = [template_options or {}] * len(prompts)
+    return [row["input_ids"] for row in encode_chats(tokenizer, prompts, settings, add_generation_prompt=True)]

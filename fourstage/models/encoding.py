@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, cast
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -31,6 +33,24 @@ def conversation_ids(
         turns, add_generation_prompt=add_generation_prompt, tools=tools, return_dict=True, **options
     )
     return cast(BatchEncoding, encoded)["input_ids"]  # the one of five return types that `return_dict` asks for
+
+
+def encode_chats(
+    tokenizer: PreTrainedTokenizerBase, chats: Sequence[list[dict]], settings: Sequence[dict], **options: Any
+) -> list[dict[str, list[int]]]:
+    """`input_ids` of many conversations, as `conversation_ids` gives those of one, in a fraction of the time.
+
+    Args:
+        settings: of each conversation, as `template_settings` returns them. Runs of equal ones are tokenized at once.
+        options: for all, such as `add_generation_prompt`, or `return_assistant_tokens_mask` for `assistant_masks` too.
+    """
+    encoded: list[dict[str, list[int]]] = []
+    for shared, group in groupby(zip(chats, settings, strict=True), key=itemgetter(1)):
+        turns: Any = [chat for chat, _ in group]
+        batch = cast(Mapping, tokenizer.apply_chat_template(turns, return_dict=True, **shared, **options))
+        names = [name for name in ("input_ids", "assistant_masks") if name in batch]
+        encoded += [dict(zip(names, row, strict=True)) for row in zip(*(batch[name] for name in names), strict=True)]
+    return encoded
 
 
 def template_refusal(

@@ -4,10 +4,10 @@ import copy
 import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import torch
-from accelerate.utils import is_peft_model
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
@@ -27,7 +27,7 @@ def whole(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def base_model(model: nn.Module) -> PreTrainedModel:
     """The model below its adapters, if it has any."""
-    base = cast(Any, model).get_base_model() if is_peft_model(model) else model
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     return cast(PreTrainedModel, base)  # all that the trainers take
 
 
