@@ -96,10 +96,7 @@ def _trained(tokenizer: PreTrainedTokenizerBase, shapes: list) -> list[tuple[str
             eval_dataset=Dataset.from_list(rows[:1]),
             processing_class=tokenizer,
         )
-    missing = [untrained_parts(tokenizer, row) for row in rows]
-    return [
-        (_in_code(tokenizer, row["labels"]), parts) for row, parts in zip(trainer.train_dataset, missing, strict=True)
-    ]
+    return [(_in_code(tokenizer, row["labels"]), untrained_parts(tokenizer, row)) for row in trainer.train_dataset]
 
 
 def _in_code(tokenizer: PreTrainedTokenizerBase, labels: list[int]) -> str:

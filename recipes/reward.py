@@ -12,14 +12,12 @@ from fourstage.errors import reported_errors
 
 
 def main(data_args: DataArguments, training_args: RewardModelConfig, model_args: ModelArguments) -> None:
-    from functools import partial
-
     from transformers import set_seed
     from trl import RewardTrainer
 
     from fourstage.artifact.progress import show_summary, watch
     from fourstage.artifact.run import finish_run, record_data, start_run
-    from fourstage.data.lengths import drop_overlong, pair_tokens
+    from fourstage.data.encoded import encode_pairs
     from fourstage.data.loading import load_preferences
     from fourstage.evaluation.reward_model import describe_report, longer_wins, measure
     from fourstage.launch import check_launch
@@ -40,9 +38,8 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
     # The rows
     train, test = load_preferences(data_args, training_args.seed, tokenizer)
     record_data(run, train, test)
-    count_tokens = partial(pair_tokens, tokenizer)
-    train = drop_overlong(train, count_tokens, training_args.max_length, training_args.overlong, "train")
-    test = drop_overlong(test, count_tokens, training_args.max_length, training_args.overlong, "held-out")
+    train = encode_pairs(tokenizer, train, training_args, "train")
+    test = encode_pairs(tokenizer, test, training_args, "held-out")
 
     # The model and its trainer
     model = load_reward_model(model_args, tokenizer)

@@ -11,13 +11,11 @@ from fourstage.errors import reported_errors
 
 
 def main(data_args: DataArguments, training_args: InstructConfig, model_args: ModelArguments) -> None:
-    from functools import partial
-
     from transformers import set_seed
 
     from fourstage.artifact.progress import show_summary, watch
     from fourstage.artifact.run import finish_run, record_data, start_run
-    from fourstage.data.lengths import conversation_tokens, drop_overlong
+    from fourstage.data.encoded import encode_conversations
     from fourstage.data.loading import load_conversations
     from fourstage.data.trained_text import tell_untrained
     from fourstage.evaluation.generation import answer_questions
@@ -45,10 +43,12 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     # The rows
     train, test = load_conversations(data_args, training_args.seed, tokenizer)
     record_data(run, train, test)
-    count_tokens = partial(conversation_tokens, tokenizer)
-    train = drop_overlong(train, count_tokens, training_args.max_length, training_args.overlong, "train")
-    test = drop_overlong(test, count_tokens, training_args.max_length, training_args.overlong, "held-out")
+    train = encode_conversations(tokenizer, train, training_args, "train")
+    test = encode_conversations(tokenizer, test, training_args, "held-out")
     tell_untrained(tokenizer, train, "train")
+
+    if not (training_args.packing or training_args.eval_packing or training_args.shuffle_dataset):
+        training_args.dataset_kwargs = {"skip_prepare_dataset": True}  # nothing is left to do
 
     # The model and its trainer
     model = load_causal_lm(model_args, tokenizer)

@@ -13,12 +13,13 @@ from fourstage.errors import one_line
 from fourstage.models.encoding import encode_chats
 from fourstage.models.turns import template_settings
 
+Columns = Mapping[str, list]  # some rows, by the names of their columns
 BATCH = 200  # rows rendered and tokenized at once
 
 
 def drop_overlong(
     data: Rows,
-    count_tokens: Callable[[list[dict]], Sequence[int]],
+    count_tokens: Callable[[Columns], list[int]],
     max_length: int,
     overlong: str,
     name: str,
@@ -27,7 +28,7 @@ def drop_overlong(
     """Drops the rows of more than `max_length` tokens, so that no end token is ever cut off; prints how many.
 
     Args:
-        count_tokens: the tokens of each of some rows, by one of the functions below.
+        count_tokens: the tokens of each row of a batch, by one of the functions below.
         overlong: "drop", or "error" to refuse data with such a row.
         name: of the rows, for messages: "train" or "held-out".
         fix: what to do about rows that are too long, for messages.
@@ -35,8 +36,8 @@ def drop_overlong(
         ValueError: if `overlong` is "error", for the first row that is too long; otherwise if all rows are too long.
     """
 
-    def fit(batch: Mapping[str, list], indices: list[int]) -> list[bool]:
-        counts = by_rows(count_tokens, rows_of(batch), indices, name)
+    def fit(batch: Columns, indices: list[int]) -> list[bool]:
+        counts = by_rows(count_tokens, batch, indices, name)
         for index, tokens in zip(indices, counts, strict=True) if overlong == "error" else ():
             if tokens > max_length:
                 raise ValueError(
@@ -55,21 +56,14 @@ def drop_overlong(
     return short
 
 
-def rows_of(batch: Mapping[str, list]) -> list[dict]:
-    """The rows of a batch of columns."""
-    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-
-
-def by_rows(
-    function: Callable[[list[dict]], Sequence], rows: list[dict], indices: Sequence[int], name: str
-) -> Sequence:
-    """What `function` makes of rows at once. Where the chat template refuses one for its words, the error names it."""
+def by_rows(function: Callable[[Columns], list], batch: Columns, indices: Sequence[int], name: str) -> list:
+    """What `function` makes of a batch. Where the chat template refuses a row for its words, the error names it."""
     try:
-        return function(rows)
+        return function(batch)
     except TemplateError:  # the roles were tried when the rows were read
-        for row, index in zip(rows, indices, strict=True):
+        for row, index in zip(rows_of(batch), indices, strict=True):
             try:
-                function([row])
+                function({key: [value] for key, value in row.items()})
             except TemplateError as error:
                 start = str(next(iter(row.values())))[:200]
                 raise ValueError(
@@ -79,26 +73,40 @@ def by_rows(
         raise
 
 
-def pair_tokens(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping]) -> list[int]:
-    """Tokens of the longer side of each pair, with its prompt, its tools and its settings of the template."""
+def rows_of(batch: Columns) -> list[dict]:
+    """The rows of a batch."""
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def pair_tokens(tokenizer: PreTrainedTokenizerBase, batch: Columns) -> list[int]:
+    """Tokens of the longer side of each pair, with its prompt."""
+    return [max(map(len, pair.values())) for pair in pair_ids(tokenizer, batch)]
+
+
+def pair_ids(tokenizer: PreTrainedTokenizerBase, batch: Columns) -> list[dict[str, list[int]]]:
+    """`chosen_ids` and `rejected_ids` of each pair: its prompt and an answer, with tools and template settings."""
+    rows = rows_of(batch)
     settings = [template_settings(row) for row in rows]
-    sides = [
+    chosen, rejected = (
         encode_chats(tokenizer, [row["prompt"] + row[side] for row in rows], settings)
         for side in ("chosen", "rejected")
+    )
+    return [
+        {"chosen_ids": one["input_ids"], "rejected_ids": other["input_ids"]}
+        for one, other in zip(chosen, rejected, strict=True)
     ]
-    return [max(len(side["input_ids"]) for side in pair) for pair in zip(*sides, strict=True)]
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping]) -> list[int]:
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, batch: Columns) -> list[int]:
     """Tokens of each row's `prompt`, as `prompt_ids` gives them."""
-    return [len(ids) for ids in prompt_ids(tokenizer, [row["prompt"] for row in rows])]
+    return [len(ids) for ids in prompt_ids(tokenizer, batch["prompt"])]
 
 
 def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence, template_options: dict | None = None
+    tokenizer: PreTrainedTokenizerBase, prompts: list, template_options: dict | None = None
 ) -> list[list[int]]:
     """Ids of prompts as the policy reads them: of texts, or of turns and the generation prompt of the chat template."""
-    if any(isinstance(prompt, str) or not is_conversational({"prompt": prompt}) for prompt in prompts):
-        return tokenizer(text=list(prompts))["input_ids"]
+    if isinstance(prompts[0], str) or not is_conversational({"prompt": prompts[0]}):
+        return tokenizer(text=prompts)["input_ids"]
     settings = [template_options or {}] * len(prompts)
     return [row["input_ids"] for row in encode_chats(tokenizer, prompts, settings, add_generation_prompt=True)]

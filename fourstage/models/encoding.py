@@ -11,6 +11,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from fourstage.errors import one_line
 from fourstage.models.turns import written
 
+_IDS_ALONE = {"return_attention_mask": False, "return_token_type_ids": False}
 _CITY = {"type": "object", "properties": {"city": {"type": "string", "description": "b"}}, "required": ["city"]}
 _TOOL = {"type": "function", "function": {"name": "toolQz", "description": "a", "parameters": _CITY}}
 _CALL = {"type": "function", "function": {"name": "callQz", "arguments": {"city": "a"}}}
@@ -47,7 +48,10 @@ def encode_chats(
     encoded: list[dict[str, list[int]]] = []
     for shared, group in groupby(zip(chats, settings, strict=True), key=itemgetter(1)):
         turns: Any = [chat for chat, _ in group]
-        batch = cast(Mapping, tokenizer.apply_chat_template(turns, return_dict=True, **shared, **options))
+        batch = cast(
+            Mapping,
+            tokenizer.apply_chat_template(turns, return_dict=True, tokenizer_kwargs=_IDS_ALONE, **shared, **options),
+        )
         names = [name for name in ("input_ids", "assistant_masks") if name in batch]
         encoded += [dict(zip(names, row, strict=True)) for row in zip(*(batch[name] for name in names), strict=True)]
     return encoded

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOTrainer
 
-from fourstage.data.lengths import prompt_ids
+from fourstage.data.lengths import BATCH, prompt_ids
 from fourstage.models.adapters import complete_tied_head
 from fourstage.models.facts import context_of
 from fourstage.models.fused_head import check_head_on
@@ -45,29 +45,32 @@ def check_prompts(trainer: GRPOTrainer) -> None:
 
 def _check_lengths(trainer: GRPOTrainer, rows: Any, context: int | None) -> None:
     completion = config_of(trainer).max_completion_length or 0
-    checked = rows if isinstance(rows, Dataset) else list(islice(rows, _STREAM_CHECKED))
-    for number, row in enumerate(checked, start=1):
-        if "prompt" not in row:
-            raise ValueError(f"row {number} has no column `prompt`; its columns are {sorted(row)}")
+    checked = iter(rows if isinstance(rows, Dataset) else islice(rows, _STREAM_CHECKED))
+    number = 0
+    while batch := list(islice(checked, BATCH)):
+        for i, row in enumerate(batch, start=number + 1):
+            if "prompt" not in row:
+                raise ValueError(f"row {i} has no column `prompt`; its columns are {sorted(row)}")
         if context is None:
             return
-        length = len(_prompt_ids(trainer, row["prompt"]))
-        if length + completion > context:
-            raise ValueError(
-                f"prompt {number} has {length} tokens; with max_completion_length={completion} it does not fit the "
-                f"policy's context of {context}: leave it out, or lower max_completion_length"
-            )
+        for ids in _prompt_ids(trainer, [row["prompt"] for row in batch]):
+            number += 1
+            if len(ids) + completion > context:
+                raise ValueError(
+                    f"prompt {number} has {len(ids)} tokens; with max_completion_length={completion} it does not fit "
+                    f"the policy's context of {context}: leave it out, or lower max_completion_length"
+                )
 
 
-def _prompt_ids(trainer: GRPOTrainer, prompt: Any) -> list[int]:
+def _prompt_ids(trainer: GRPOTrainer, prompts: list) -> list[list[int]]:
     tokenizer = cast(PreTrainedTokenizerBase, trainer.processing_class)  # processors of images come with no such check
-    return prompt_ids(tokenizer, prompt, cast(dict, trainer.chat_template_kwargs))
+    return prompt_ids(tokenizer, prompts, cast(dict, trainer.chat_template_kwargs))
 
 
 def check_head(trainer: GRPOTrainer) -> None:
     """Raises ValueError if TRL's fused output head and the policy differ in their probabilities on the first prompt."""
     prompt = next(iter(cast(Dataset, trainer.train_dataset)))["prompt"]
-    ids = torch.tensor([_prompt_ids(trainer, prompt)]).to(trainer.accelerator.device)
+    ids = torch.tensor(_prompt_ids(trainer, [prompt])).to(trainer.accelerator.device)
     ids = ids if ids.size(1) > 1 else ids.repeat(1, 2)  # a prompt may be one token long
     model = cast(PreTrainedModel, trainer.model)
     complete_tied_head(model)

@@ -327,8 +327,8 @@ def test_a_row_whose_words_the_template_refuses_is_named(tokenizer):
 def test_overlong_rows_are_dropped_and_counted_or_an_error(capsys):
     data = Dataset.from_dict({"text": ["aa", "aaa", "aaaa", "a", "aaaaa"]})
 
-    def count(row):
-        return len(row["text"])
+    def count(batch):
+        return [len(text) for text in batch["text"]]
 
     assert texts(drop_overlong(data, count, 3, "drop", "train")) == ["aa", "aaa", "a"]
     assert "train: 2 of 5 rows dropped, longer than 3 tokens" in capsys.readouterr().out

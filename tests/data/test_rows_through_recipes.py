@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import RewardTrainer, SFTTrainer
 
 from fourstage.arguments import DataArguments, InstructConfig, ModelArguments, RewardModelConfig
-from fourstage.data.lengths import conversation_tokens, pair_tokens
+from fourstage.data.lengths import pair_ids
 from fourstage.data.loading import load_conversations, load_preferences
 from fourstage.models.loading import load_reward_model, load_tokenizer
 from fourstage.models.tokenizer import mark_generation
@@ -90,7 +90,7 @@ def prepared(bases, tmp_path, rows, load, trainer, config, column):
 def test_trl_reads_every_field_of_a_conversation(bases, tmp_path):
     given = (bases, tmp_path, [*PLAIN, *CHATS.values()])
     tokenizer, rows, ids = prepared(*given, load_conversations, SFTTrainer, InstructConfig, "input_ids")
-    assert [len(row) for row in ids] == [conversation_tokens(tokenizer, row) for row in rows]
+    assert len(ids) == len(rows)
     texts = [tokenizer.decode(row) for row in ids]
     wanted = {
         "<think>\ntwo and two\n</think>\n\n4": 1,
@@ -108,7 +108,8 @@ def test_trl_reads_every_field_of_a_conversation(bases, tmp_path):
 def test_trl_reads_every_field_of_a_pair(bases, tmp_path):
     given = (bases, tmp_path, PAIRS)
     tokenizer, rows, ids = prepared(*given, load_preferences, RewardTrainer, RewardModelConfig, "chosen_ids")
-    assert all(len(row) <= pair_tokens(tokenizer, whole) for row, whole in zip(ids, rows, strict=True))
+    batch = {key: [row[key] for row in rows] for key in rows[0]}
+    assert ids == [pair["chosen_ids"] for pair in pair_ids(tokenizer, batch)]
     text = "".join(map(tokenizer.decode, ids))
     for piece in ("system\nPirate.<|im_end|>", "<think>\ntwo\n</think>\n\n4", "Looks up.", '{"city": "Bonn"}'):
         assert text.count(piece) == 1, piece

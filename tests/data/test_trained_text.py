@@ -13,6 +13,7 @@ from trl import SFTTrainer
 
 from fourstage.arguments import InstructConfig
 from fourstage.data.converting import FEATURES
+from fourstage.data.encoded import encode_conversations
 from fourstage.data.formats import conversation_row
 from fourstage.data.trained_text import tell_untrained, untrained_parts
 from fourstage.models.tokenizer import mark_generation
@@ -78,6 +79,10 @@ CASES = {
 }
 
 
+def args_of(folder):
+    return InstructConfig(output_dir=str(folder), max_length=1_024, report_to=[])
+
+
 @pytest.fixture(scope="module")
 def prepared(tokenizer, tmp_path_factory):
     """Ids and labels of every case, by the trainer that recipes/sft.py builds and its own collator, in one batch."""
@@ -85,10 +90,9 @@ def prepared(tokenizer, tmp_path_factory):
 
     rows = [conversation_row(row) for row, _ in CASES.values()]
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    args = InstructConfig(output_dir=str(tmp_path_factory.mktemp("run")), max_length=256, report_to=[])
     trainer = SFTTrainer(
         model=LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)),
-        args=args,
+        args=args_of(tmp_path_factory.mktemp("run")),
         train_dataset=Dataset.from_list(rows, features=FEATURES["sft"]),
         eval_dataset=Dataset.from_list(rows[:2], features=FEATURES["sft"]),
         processing_class=tokenizer,
@@ -186,7 +190,7 @@ def published(tokenizer):
 
 
 @pytest.mark.parametrize(("name", "shape"), TRAINED)
-def test_published_templates_train_what_the_assistant_said(published, name, shape):
+def test_published_templates_train_what_the_assistant_said(published, tmp_path, name, shape):
     tokenizer, (expected, untrained) = published(name), TRAINED[name, shape]
     row = {"prompt": SHAPES[shape][:1], "completion": SHAPES[shape][1:]}
     asked = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
@@ -198,15 +202,23 @@ def test_published_templates_train_what_the_assistant_said(published, name, shap
     texts = [tokenizer.decode(ids) for ids in runs]
     opened = "<think>\n" if asked.endswith("<think>\n") and texts[0].startswith("<think>\n") else ""
     assert [texts[0].removeprefix(opened), *(text.removeprefix(opened) for text in texts[1:])] == expected
-    assert untrained_parts(tokenizer, row) == untrained
+    [encoded] = encode_conversations(tokenizer, Dataset.from_list([row]), args_of(tmp_path), "train")
+    assert untrained_parts(tokenizer, encoded) == untrained
 
 
-def test_what_is_not_trained_on_is_counted_wherever_it_stands(published, capsys):
+def test_what_is_not_trained_on_is_counted_wherever_it_stands(published, tmp_path, capsys):
     tokenizer = published("qwen3")
+
+    def encoded(rows):
+        rows = Dataset.from_list(rows, features=FEATURES["sft"])
+        return encode_conversations(tokenizer, rows, args_of(tmp_path), "train")
+
     plain, two = ({"prompt": SHAPES[s][:1], "completion": SHAPES[s][1:]} for s in ("turns", "two"))
-    rows = Dataset.from_list([*[plain] * 150, two, *[plain] * 1_100, two])
+    rows = encoded([*[plain] * 150, two, *[plain] * 1_100, two])
     assert tell_untrained(tokenizer, rows, "train") == {"thoughts": 2}
     assert "train: not trained on" in capsys.readouterr().out
     assert tell_untrained(tokenizer, rows.to_iterable_dataset(), "train") == {"thoughts": 1}
     capsys.readouterr()
-    assert not tell_untrained(tokenizer, Dataset.from_list([plain] * 3), "train") and not capsys.readouterr().out
+    few = encoded([plain] * 3)
+    capsys.readouterr()
+    assert not tell_untrained(tokenizer, few, "train") and not capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 from fourstage import verifiers
 from fourstage.arguments import DataArguments
 from fourstage.data import as_written
-from fourstage.data.lengths import conversation_tokens, pair_tokens
+from fourstage.data.lengths import pair_tokens
 from fourstage.data.loading import (
     held_out_rows,
     load_conversations,
@@ -279,5 +279,6 @@ def test_tokens_are_counted_with_tools_and_settings(tokenizer):
     bare = len(conversation_ids(other, row["prompt"] + row["completion"]))
     rich = {**row, "tools": TOOLS, "chat_template_kwargs": {"enable_thinking": False}}
     expected = len(other(TOOLS + "!!!2", add_special_tokens=False)["input_ids"])
-    assert conversation_tokens(other, row) == bare and conversation_tokens(other, {**row, "tools": None}) == bare
-    assert conversation_tokens(other, rich) == pair_tokens(other, rich) == expected > bare
+    rows = [{"tools": None, "chat_template_kwargs": {}, **each} for each in (row, rich, row)]
+    batch = {key: [each[key] for each in rows] for key in rows[0]}
+    assert pair_tokens(other, batch) == [bare, expected, bare] and expected > bare
