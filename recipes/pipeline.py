@@ -23,13 +23,21 @@ from pathlib import Path
 
 from fourstage.atomic import write_atomically
 from fourstage.errors import reported_errors
-from fourstage.stages import STAGES, parents_of
+from fourstage.stages import DEMO_MINUTES, STAGES, parents_of
 
 RECIPES = Path(__file__).resolve().parent
 CHAIN = [name for name, stage in STAGES.items() if stage.share]
+MEASURED = ["random", *CHAIN]
+PACE = 0.0015  # seconds of the task of `minutes_here` on the machine of DEMO_MINUTES
 FAST = {"pretrain": 20, "sft": 20, "reward": 6, "ppo": 8, "grpo": 2, "control": 2}  # steps
 _TRAINING_BAR = re.compile(r"(\d+)/(\d+) \[[^\]\r\n]*tokens/s\]")  # not the bars of reading data and of evaluations
-ITEMS, FAST_ITEMS = 1000, 20  # measured of every kind
+ITEMS, FAST_ITEMS = 500, 20  # measured of every kind
+# What the terminal shows of a stage as soon as it is measured: (heading, factor).
+SHOWN = {
+    "bits_per_byte": ("bits/byte", 1),
+    **{kind: (kind, 100) for kind in ("reading", "summary", "code", "glossary", "arithmetic", "derivations")},
+    "preferred": ("preferred", 100),
+}
 
 
 def arguments() -> argparse.Namespace:
@@ -55,13 +63,18 @@ def main(args: argparse.Namespace) -> int:
     started = time.monotonic()
     folders = chain_folders(args)
     former = check_folders(args, folders)
+    if not args.fast:
+        print(f"about {minutes_here(args)} minutes on this machine, more where it is busy", flush=True)
     for seed, folder in folders.items():
         for _, together in groupby(CHAIN, key=lambda name: STAGES[name].recipe):  # GRPO and its control at once
             asked = [stage for stage in together if stage in args.stages]
             clocks = [Clock(args, started, seed, stage, live=stage == asked[0]) for stage in asked]
             with ThreadPoolExecutor(2) as pool:  # two processes of one thread do more than one of two
                 list(pool.map(lambda clock: run_stage(args, folder, seed, clock, len(asked)), clocks))  # noqa: B023
-    table = measure(args, folders, started, former)
+            waiting = [stage for stage in MEASURED if is_unmeasured(folder, stage)]
+            if len(waiting) > 1:  # a pair, so that no core waits
+                measure_stages(args, folder, seed, waiting)
+    table = whole_table(args, folders, started, former)
     write_atomically(args.output_dir / "stages.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     from fourstage.demo.table import markdown
     from fourstage.report import write_report
@@ -199,10 +212,62 @@ def duration(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
 
 
-def measure(args: argparse.Namespace, folders: dict[int, Path], started: float, former: dict | None) -> dict:
-    """stages.json: what every finished stage does with held-out items, on this machine, in this process."""
+def is_unmeasured(folder: Path, stage: str) -> bool:
+    """Whether a finished stage has weights that are newer than what was measured of it."""
+    weights = folder / ("pretrain" if stage == "random" else stage)
+    part, record = folder / "measured" / f"{stage}.json", read_json(weights / "run.json")
+    finished = bool(record) and record["status"] == "finished"
+    return finished and not (part.is_file() and part.stat().st_mtime >= (weights / "run.json").stat().st_mtime)
+
+
+def measure_stages(args: argparse.Namespace, folder: Path, seed: int, stages: list[str]) -> None:
+    """Measures stages two at a time, each in a process of its own, and shows their rows."""
+    titles = {stage: "0 random weights" if stage == "random" else STAGES[stage].title for stage in stages}
+    print(f"measuring {', '.join(titles.values())}", flush=True)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda stage: measure_stage(args, folder, seed, stage), stages))
+    for stage, title in titles.items():
+        metrics = (read_json(folder / "measured" / f"{stage}.json") or {})["row"]["metrics"]
+        shown = {name: factor for name, (_, factor) in SHOWN.items() if name in metrics} or {"accuracy": 100}
+        cells = [f"{SHOWN.get(k, ('pairs right', 0))[0]} {metrics[k]['mean'] * by:.3g}" for k, by in shown.items()]
+        print(f"  {title}: {', '.join(cells)}", flush=True)
+
+
+def measure_stage(args: argparse.Namespace, folder: Path, seed: int, stage: str) -> None:
+    items = FAST_ITEMS if args.fast else ITEMS
+    words = ["-m", "fourstage.demo.measured", folder, stage, "--seed", seed, "--items", items]
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"measuring {stage} failed\n{done.stderr[-3000:]}")
+
+
+def minutes_here(args: argparse.Namespace) -> int:
+    """About how long the stages that are not finished will take, by how long this machine takes for a small task."""
+    import numpy as np
+
+    left = [s for s in args.stages for f in chain_folders(args).values() if not (f / s / "run.json").is_file()]
+    matrix = np.ones((512, 512), dtype=np.float32)
+    times = []
+    for _ in range(40):
+        started = time.monotonic()
+        np.tanh(matrix @ matrix)
+        times.append(time.monotonic() - started)
+    pace = min(times) / PACE
+    return max(1, round(DEMO_MINUTES * pace * sum(STAGES[stage].share for stage in left) / 100))
+
+
+def whole_table(args: argparse.Namespace, folders: dict[int, Path], started: float, former: dict | None) -> dict:
+    """stages.json: what every finished stage does with held-out items, on this machine."""
     from fourstage.artifact.record import git_sha
     from fourstage.demo import checks, table
+    from fourstage.demo.measured import chain_rows, read_part
     from fourstage.parent import weights_hash
 
     paths = [folder / stage for folder in folders.values() for stage in CHAIN if (folder / stage).is_dir()]
@@ -210,8 +275,11 @@ def measure(args: argparse.Namespace, folders: dict[int, Path], started: float, 
     if former and former["measured"] == measured:
         return former
     items = FAST_ITEMS if args.fast else ITEMS
-    print(f"measuring, {items:,} items a kind", flush=True)
-    chains = [table.measure_chain(folder, seed, items) for seed, folder in folders.items()]
+    for seed, folder in folders.items():
+        done = [stage for stage in MEASURED if (folder / ("pretrain" if stage == "random" else stage)).is_dir()]
+        if stale := [stage for stage in done if not read_part(folder, stage, items)]:
+            measure_stages(args, folder, seed, stale)
+    chains = [chain_rows(folder, items) for folder in folders.values()]
     rows, scorers = table.combine([rows for rows, _ in chains]), [[scorer] for _, scorer in chains]
     reward_model = table.combine(scorers)[0] if all(scorer for (scorer,) in scorers) else None
     return {

@@ -6,6 +6,7 @@ from fourstage.demo import measure
 # One-sided 95 % quantiles of Student's t by degrees of freedom, for bounds over a few seeds.
 _T95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}
 _NORMAL95 = 1.645
+_REASONING = {"reasoning_greedy": "right, T = 0, form forced", "derivations": "every step right too"}
 
 
 def lower_bound(metric: dict) -> float:
@@ -66,6 +67,12 @@ def _reward_checks(metrics: dict) -> list[dict]:
     return [
         _at_least("reward model: held-out pairs right", metrics["accuracy"], 0.9),
         _at_least("reward model: well-styled answers off the topic", metrics["off_topic"], 0.85),
+        _figure(
+            "reward model: the wrong name alone",
+            metrics["wrong_name"]["mean"],
+            metrics["wrong_name"]["mean"] >= 0.85,
+            "at least 0.85",
+        ),
     ]
 
 
@@ -82,14 +89,30 @@ def _preference_checks(by_stage: dict) -> list[dict]:
 
 
 def _reasoning_checks(by_stage: dict) -> list[dict]:
-    gains = by_stage.get("grpo", {}).get("gains", {})
-    names = {"reasoning_greedy": "right, T = 0, form forced", "derivations": "every step right too"}
-    return [
-        _at_least(f"GRPO over its {other}: {what}", gains[other][key], 0.2)
-        for other in ("parent", "control")
-        for key, what in names.items()
-        if key in gains.get(other, {})
-    ]
+    """What a gain can be depends on the start: so either the gain or the level reached, and over the control the share
+    of its errors that are gone.
+    """
+    row = by_stage.get("grpo", {"gains": {}})
+    parent, control = (row["gains"].get(name, {}) for name in ("parent", "control"))
+    results = []
+    for key, what in _REASONING.items():
+        if key in parent:
+            level, gain = row["metrics"][key], parent[key]
+            name = f"GRPO over its parent: {what}, gain of {gain['mean']:.3f}, level"
+            want = "lower bound at least 0.9, or of the gain at least 0.25"
+            passed = lower_bound(level) >= 0.9 or lower_bound(gain) >= 0.25
+            results.append(_figure(name, level["mean"], passed, want) | {"lower": lower_bound(level)})
+        if key in control:
+            errors = max(1 - by_stage["control"]["metrics"][key]["mean"], 1e-9)
+            share, lower = control[key]["mean"] / errors, lower_bound(control[key]) / errors
+            name = f"GRPO over its control: {what}, share of its errors removed"
+            results.append(_figure(name, share, lower >= 0.5, "lower bound at least 0.5") | {"lower": lower})
+    alive = by_stage.get("control", {"gains": {}})["gains"].get("parent", {}).get("reasoning_greedy")
+    if alive:
+        drift = abs(alive["mean"])
+        name = "coin flips: how far they move what is right from where it was"
+        results.append(_figure(name, drift, drift <= 0.1, "at most 0.1"))
+    return results
 
 
 def _cost_checks(by_stage: dict) -> list[dict]:

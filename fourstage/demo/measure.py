@@ -18,7 +18,7 @@ from fourstage.data.embedded.glossary import TERMS
 from fourstage.data.embedded.rows import document, held_out_items, preference, problems
 from fourstage.evaluation.generation import answer_questions, generate, sequence_log_probs, text_nats
 from fourstage.evaluation.metrics import standard_error
-from fourstage.evaluation.reward_model import hits, score_conversations, score_pairs
+from fourstage.evaluation.reward_model import hits, score_pairs
 from fourstage.models.encoding import conversation_ids
 from fourstage.rl.decoding import quick_generation
 
@@ -32,10 +32,13 @@ QUESTIONS = ("What is an LLM?", "Please define a reward model.")
 
 @dataclass
 class Measures:
-    """The measurements of one model: `outcomes` by metric, with one number for each item, and some answers to show."""
+    """The measurements of one model: `outcomes` by metric, with one number for each item, some answers to show, and the
+    sampled conversations about stories.
+    """
 
     outcomes: dict[str, list[float]] = field(default_factory=dict)
     answers: list[dict] = field(default_factory=list)
+    sampled: list[list[dict]] = field(default_factory=list)
 
 
 @dataclass
@@ -77,14 +80,12 @@ def measure_model(
     tokenizer: PreTrainedTokenizerBase,
     items: Items,
     parent: PreTrainedModel | None = None,
-    scorer: PreTrainedModel | None = None,
     seed: int = 0,
 ) -> Measures:
-    """Everything that the table shows of one model.
+    """Everything that the table shows of one model, but for the reward model's scores.
 
     Args:
         parent: the model that this one was tuned from, for the KL divergence.
-        scorer: the reward model, for its score.
         seed: of the sampled answers.
     """
     torch.manual_seed(seed)
@@ -96,7 +97,7 @@ def measure_model(
             rights = [is_right(item, a) for item, a in zip(items.by_kind[kind], answers, strict=True)]
             measures.outcomes[kind] = [float(right) for right in rights]
             measures.answers.append(_answer_to_show(items.by_kind[kind][0], answers[0]))
-        _measure_style(model, tokenizer, items.by_kind["reading"], parent, scorer, measures)
+        _measure_style(model, tokenizer, items.by_kind["reading"], parent, measures)
         _measure_reasoning(model, tokenizer, items.by_kind["arithmetic"], measures)
         measures.outcomes["continues"] = continued_questions(model, tokenizer)
     return measures
@@ -149,18 +150,15 @@ def _measure_style(
     tokenizer: PreTrainedTokenizerBase,
     items: Sequence[dict],
     parent: PreTrainedModel | None,
-    scorer: PreTrainedModel | None,
     measures: Measures,
 ) -> None:
-    """Sampled answers to questions about stories: which are preferred, their scores, their divergence from `parent`."""
+    """Sampled answers to questions about stories: which are preferred, and their divergence from `parent`."""
     prompts = [conversation_ids(tokenizer, item["prompt"], add_generation_prompt=True) for item in items]
     completions = generate(model, tokenizer, prompts, LONGEST["reading"], 1.0, batch_size=256)
     answers = tokenizer.batch_decode(completions, skip_special_tokens=True)
     pairs = list(zip(items, answers, strict=True))
     measures.outcomes["preferred"] = [float(styles.is_preferred(a, item["reference"])) for item, a in pairs]
-    if scorer is not None:
-        turns = [item["prompt"] + [{"role": "assistant", "content": answer}] for item, answer in pairs]
-        measures.outcomes["reward_score"] = score_conversations(scorer, tokenizer, turns, batch_size=128)
+    measures.sampled = [item["prompt"] + [{"role": "assistant", "content": answer}] for item, answer in pairs]
     if parent is not None:
         logps, parent_logps = (sequence_log_probs(m, prompts, completions) for m in (model, parent))
         measures.outcomes["kl_to_parent"] = [a - b for a, b in zip(logps, parent_logps, strict=True)]

@@ -1,4 +1,4 @@
-"""The stage table of a chain: measures every finished stage in its run folders, combines seeds, writes Markdown."""
+"""The stage table of a chain: its rows and columns, several seeds as one, and the table as Markdown."""
 
 import math
 import os
@@ -10,22 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import psutil
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
-from transformers.utils import logging
+from transformers import PreTrainedTokenizerBase
 
-from fourstage.arguments import ModelArguments, restored
 from fourstage.artifact.record import git_sha
 from fourstage.demo import measure
 from fourstage.evaluation.metrics import standard_error
-from fourstage.models.opening import open_tokenizer
-from fourstage.models.random_init import random_causal_lm
-from fourstage.parent import read_record
 from fourstage.stages import STAGES
 
 # The rows of the table beside the stages: the weights that the first one begins with, and guesses.
@@ -70,68 +59,8 @@ COLUMNS = {
 }
 
 
-def measure_chain(folder: Path, seed: int, number: int) -> tuple[list[dict], dict | None]:
-    """(rows of the table, the reward model's row) for the finished stages of one chain.
-
-    Args:
-        folder: of the chain, with a folder for each stage.
-        seed: of the sampled answers.
-        number: of items of each kind.
-    """
-    logging.disable_progress_bar()  # of loading weights
-    items, scorer = measure.items_to_measure(number), _reward_model(folder)
-    tokenizer = open_tokenizer(folder / "pretrain")
-    rows: list[dict] = []
-    models: dict[str, PreTrainedModel] = {}
-    outcomes: dict[str, dict] = {}
-    for stage in TUNED:
-        if stage != "random" and not _is_finished(folder / stage):
-            continue
-        started, parent = time.monotonic(), PARENTS.get(stage)
-        model = _random_model(folder, tokenizer) if stage == "random" else _model(folder / stage)
-        measures = measure.measure_model(model, tokenizer, items, models.get(parent), scorer, seed)
-        models[stage], outcomes[stage] = model, measures.outcomes
-        row = _row(stage, measures, read_record(folder / stage) or {}, model.num_parameters())
-        chats = stage not in ("random", "pretrain")
-        row["answers"] = measure.answers_to(model, tokenizer, chats) + measures.answers
-        row["gains"] = {"parent": _gains(outcomes[stage], outcomes[parent])} if parent in outcomes else {}
-        rows.append(row)
-        print(f"  measured {TITLES[stage]}: {time.monotonic() - started:.0f} s", flush=True)
-    if "grpo" in outcomes and "control" in outcomes:
-        tuned = next(row for row in rows if row["stage"] == "grpo")
-        tuned["gains"]["control"] = _gains(outcomes["grpo"], outcomes["control"])
-    guesses = measure.measure_guesses(items)
-    guesses.outcomes["bits_per_byte"] = _uniform_bits(tokenizer, items.texts)
-    rows.append(_row("chance", guesses, {}, None))
-    return rows, _reward_row(folder, scorer, tokenizer, number)
-
-
-def _is_finished(folder: Path) -> bool:
-    record = read_record(folder)
-    return record is not None and record["status"] == "finished"
-
-
-def _model(folder: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder)
-
-
-def _random_model(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The weights that pre-training began with: the same seed draws them again."""
-    record = read_record(folder / "pretrain")
-    if record is None:
-        raise ValueError(f"{folder / 'pretrain'} has no run.json; pre-train there first")
-    arguments = record["arguments"]
-    set_seed(record["seed"])
-    model_args = restored(ModelArguments, arguments["model"])
-    return random_causal_lm(model_args, tokenizer, arguments["training"]["max_length"])
-
-
-def _reward_model(folder: Path) -> PreTrainedModel | None:
-    finished = _is_finished(folder / "reward")
-    return AutoModelForSequenceClassification.from_pretrained(folder / "reward") if finished else None
-
-
-def _row(stage: str, measures: measure.Measures, record: dict, parameters: int | None) -> dict:
+def table_row(stage: str, measures: measure.Measures, record: dict, parameters: int | None) -> dict:
+    """A stage's row: what its run.json says it cost, and its measurements."""
     tokens = record.get("tokens")
     # 6 operations for each parameter and token that is trained on, and 2 more where the token was generated first
     # (arXiv 2001.08361, section 2.1).
@@ -149,27 +78,18 @@ def _row(stage: str, measures: measure.Measures, record: dict, parameters: int |
     }
 
 
-def _gains(outcomes: dict[str, list], baseline: dict[str, list]) -> dict:
+def gains(outcomes: dict[str, list], baseline: dict[str, list]) -> dict:
     """The differences from a baseline, item by item, for the metrics in which both have the same items."""
     keys = [key for key in COLUMNS if key in outcomes and len(outcomes[key]) == len(baseline.get(key, ()))]
     pairs = {key: zip(outcomes[key], baseline[key], strict=True) for key in keys}
     return {key: measure.summarise_items([a - b for a, b in pairs[key]]) for key in keys}
 
 
-def _uniform_bits(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[float]:
+def uniform_bits(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[float]:
     """Bits per byte of a model to which every token is equally likely."""
     sizes = [len(text.encode()) for text in texts]
     bits = [len(tokenizer(text, verbose=False)["input_ids"]) * math.log2(len(tokenizer)) for text in texts]
     return [b / (sum(sizes) / len(sizes)) for b in bits]
-
-
-def _reward_row(
-    folder: Path, scorer: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, number: int
-) -> dict | None:
-    if scorer is None:
-        return None
-    measures = measure.measure_reward_model(scorer, tokenizer, max(number // 5, 1))
-    return _row("reward", measures, read_record(folder / "reward") or {}, scorer.num_parameters())
 
 
 def combine(chains: list[list[dict]]) -> list[dict]:

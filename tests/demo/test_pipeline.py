@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, SMALL_RUN, TINY, run_here, tensors_of, write_texts
-from transformers import AutoTokenizer
 
-from fourstage.demo import checks, measure, table
+from fourstage.demo import checks, measure, measured, table
 
 PIPELINE = ROOT / "recipes" / "pipeline.py"
 
@@ -136,7 +135,7 @@ def test_stage_0_has_the_weights_that_pre_training_began_with(tmp_path):
     texts = write_texts(tmp_path / "texts.jsonl")
     flags = ["--dataset_name", texts, "--max_length=64", "--learning_rate=0", "--seed=3", *TINY, *SMALL_RUN]
     run_here("pretrain", *flags, "--output_dir", tmp_path / "pretrain")
-    drawn = table._random_model(tmp_path, AutoTokenizer.from_pretrained(tmp_path / "pretrain")).state_dict()
+    drawn = measured.random_model(tmp_path).state_dict()
     kept = tensors_of(tmp_path / "pretrain")
     assert kept.keys() <= drawn.keys() and all(torch.equal(drawn[name], kept[name]) for name in kept)
 
