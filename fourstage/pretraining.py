@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from itertools import tee
 from typing import Any, cast
 
 import torch
@@ -13,8 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import SFTTrainer
 
 from fourstage.arguments import PretrainConfig
+from fourstage.data.packed import packed_rows, packs_here
 from fourstage.data.sources import Rows
 from fourstage.evaluation.generation import bits_per_byte_of
+from fourstage.models.encoding import encode_texts
 from fourstage.models.markers import Markers
 from fourstage.optim import MuonWithAdamW, fill_rates, parameter_groups
 
@@ -36,9 +39,18 @@ class PretrainTrainer(SFTTrainer):
     args: PretrainConfig  # transformers declares the class of all trainers' settings
 
     def __init__(self, *args: Any, bytes_per_token: float, keep_markers: bool = False, **kwargs: Any):
-        tokenizer = kwargs["processing_class"]
-        super().__init__(*args, **(kwargs if keep_markers else kwargs | _with_plain_markers(**kwargs)))
+        tokenizer, texts = (
+            kwargs["processing_class"],
+            {name: kwargs[name] for name in ("train_dataset", "eval_dataset")},
+        )
+        packs = packs_here(kwargs["args"])
+        if packs:
+            kwargs["args"].dataset_kwargs = {"skip_prepare_dataset": True}
+        super().__init__(*args, **(kwargs if keep_markers or packs else kwargs | _with_plain_markers(**kwargs)))
         self.processing_class = tokenizer  # the one to save
+        if packs:
+            rows = packed_rows(texts, tokenizer, self.args, keep_markers)
+            self.train_dataset, self.eval_dataset = rows["train_dataset"], rows["eval_dataset"]
         fill_rates(self.args, scaled_init=False, random_weights=False)  # the smaller rates, where none were given
         self.bytes_per_token = bytes_per_token
         rows, held_out = self.args.max_eval_rows, cast(Dataset | IterableDataset, self.eval_dataset)
@@ -103,9 +115,10 @@ def _with_plain_markers(
 def bytes_per_token(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> float:
     """UTF-8 bytes of the texts per token; the end token of each document counts as one."""
     size = tokens = 0
-    for text in texts:
+    counted, encoded = tee(texts)
+    for text, ids in zip(counted, encode_texts(tokenizer, encoded, split_special_tokens=True), strict=True):
         size += len(text.encode("utf-8"))
-        tokens += len(tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]) + 1
+        tokens += len(ids) + 1
     return size / tokens
 
 

@@ -1,16 +1,17 @@
 """Conversations written by a tokenizer's chat template: as token ids, whether it takes them, and how it ends them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, cast
 
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fourstage.errors import one_line
 from fourstage.models.turns import written
 
+_CHARACTERS = 2_000_000  # tokenized at once: enough for all cores, and little beside a model
 _IDS_ALONE = {"return_attention_mask": False, "return_token_type_ids": False}
 _CITY = {"type": "object", "properties": {"city": {"type": "string", "description": "b"}}, "required": ["city"]}
 _TOOL = {"type": "function", "function": {"name": "toolQz", "description": "a", "parameters": _CITY}}
@@ -55,6 +56,38 @@ def encode_chats(
         names = [name for name in ("input_ids", "assistant_masks") if name in batch]
         encoded += [dict(zip(names, row, strict=True)) for row in zip(*(batch[name] for name in names), strict=True)]
     return encoded
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], split_special_tokens: bool | None = None
+) -> Iterator[list[int]]:
+    """The ids of each text, as `tokenizer(text)` gives them: many texts at a time, without all that is not ids.
+
+    Args:
+        split_special_tokens: as in a call of the tokenizer; by default the tokenizer's own.
+    """
+    splits = tokenizer.split_special_tokens if split_special_tokens is None else split_special_tokens
+    for some in _by_size(texts):
+        if isinstance(tokenizer, PreTrainedTokenizerFast):
+            backend = tokenizer.backend_tokenizer
+            backend.no_truncation()
+            backend.no_padding()
+            backend.encode_special_tokens = splits
+            yield from (encoding.ids for encoding in backend.encode_batch_fast(some))
+        else:
+            yield from tokenizer(some, split_special_tokens=splits, verbose=False)["input_ids"]
+
+
+def _by_size(texts: Iterable[str]) -> Iterator[list[str]]:
+    some, size = [], 0
+    for text in texts:
+        some.append(text)
+        size += len(text)
+        if size >= _CHARACTERS:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 def template_refusal(
