@@ -1,12 +1,22 @@
-"""Tokens per second of the recipe's trainer over those of a bare PyTorch loop.
+"""Tokens per second of the recipe's trainer over those of bare PyTorch loops.
 
     python benchmarks/pretrain_throughput.py --sizes 1M 3M 10M --output FILE
 
-Same model, batch, loader, optimizer, schedule, clipping and precision; no checkpoints. The two alternate, a ratio is
-taken for each pair, and the median of the ratios is reported: whatever else the machine does falls on both.
+Four ways of the same model, batch, loader, optimizer, schedule and clipping, without checkpoints:
+
+| way      | what it is                                                                        |
+|----------|-----------------------------------------------------------------------------------|
+| bare     | a bare loop in float32, not compiled                                              |
+| trainer  | the recipe's trainer in float32, not compiled                                     |
+| shipped  | the recipe's trainer as a long run has it: its choice of precision, compiled      |
+| compiled | a bare loop in the same precision, with the whole model given to `torch.compile`  |
+
+They alternate, ratios are taken for each round, and the medians are reported: whatever else the machine does falls on
+all of them. The first steps, which compile, are not counted.
 """
 
 import argparse
+import contextlib
 import copy
 import json
 import random
@@ -24,21 +34,27 @@ from fourstage.models.random_init import random_causal_lm
 from fourstage.models.tokenizer import train_tokenizer
 from fourstage.optim import MuonWithAdamW, fill_rates, parameter_groups
 from fourstage.pretraining import PretrainTrainer
+from fourstage.speed import fill_precision, speed_up
 
 LENGTH, BATCH, WARMUP_STEPS = 256, 16, 2
+WAYS = ("bare", "trainer", "shipped", "compiled")
 
 
 class StepClock(TrainerCallback):
-    """Seconds between the end of the warm-up steps and the end of the last step."""
+    """Processor and wall seconds between the end of the warm-up steps and the end of the last step."""
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == WARMUP_STEPS:
-            self.start = time.perf_counter()
+            self.start = now()
         elif state.global_step == state.max_steps:
-            self.seconds = time.perf_counter() - self.start
+            self.seconds = now() - self.start
 
 
-def make_trainer(model, tokenizer, rows: Dataset, steps: int) -> PretrainTrainer:
+def now() -> torch.Tensor:
+    return torch.tensor([time.process_time(), time.perf_counter()], dtype=torch.float64)
+
+
+def make_trainer(model, tokenizer, rows: Dataset, steps: int, shipped: bool = False) -> PretrainTrainer:
     config = PretrainConfig(
         output_dir=tempfile.mkdtemp(),
         max_steps=WARMUP_STEPS + steps,
@@ -48,8 +64,13 @@ def make_trainer(model, tokenizer, rows: Dataset, steps: int) -> PretrainTrainer
         eval_strategy="no",
         eval_on_start=False,
         save_strategy="no",
+        bf16=None if shipped else False,
+        torch_compile=shipped,
     )
     fill_rates(config, scaled_init=True, random_weights=True)
+    model_args = ModelArguments()
+    if shipped:
+        fill_precision(config, model_args, model.num_parameters())
     trainer = PretrainTrainer(
         model=model,
         args=config,
@@ -58,38 +79,51 @@ def make_trainer(model, tokenizer, rows: Dataset, steps: int) -> PretrainTrainer
         processing_class=tokenizer,
         bytes_per_token=1.0,
     )
+    if shipped:
+        speed_up(trainer, model_args)
     show_progress(trainer)
     return trainer
 
 
-def time_trainer(model, tokenizer, rows, steps: int) -> float:
+def time_trainer(model, tokenizer, rows, steps: int, shipped: bool) -> torch.Tensor:
     clock = StepClock()
-    trainer = make_trainer(model, tokenizer, rows, steps)
+    trainer = make_trainer(model, tokenizer, rows, steps, shipped)
     trainer.add_callback(clock)
     trainer.train()
     return clock.seconds
 
 
-def time_bare_loop(model, tokenizer, rows, steps: int) -> float:
-    trainer = make_trainer(model, tokenizer, rows, steps)  # for its loader and schedule only
+def time_bare_loop(model, tokenizer, rows, steps: int, compiled: bool) -> torch.Tensor:
+    trainer = make_trainer(model, tokenizer, rows, steps, shipped=compiled)  # for its loader, schedule and precision
     loader, args = trainer.get_train_dataloader(), trainer.args
     optimizer = MuonWithAdamW(parameter_groups(model, args))
     scheduler = trainer.create_scheduler(args.max_steps, optimizer)
     model.train()
+    if compiled:
+        model.set_attn_implementation("sdpa")  # as a model comes
+        model.compile()
+    precision = torch.autocast("cpu", torch.bfloat16) if args.bf16 else contextlib.nullcontext()
     batches = iter(loader)
     for step in range(1, args.max_steps + 1):
         batch = next(batches)
-        model(input_ids=batch["input_ids"], labels=batch["labels"], use_cache=False).loss.backward()
+        with precision:
+            loss = model(input_ids=batch["input_ids"], labels=batch["labels"], use_cache=False).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
         if step == WARMUP_STEPS:
-            start = time.perf_counter()
-    return time.perf_counter() - start
+            start = now()
+    return now() - start
 
 
-def measure(size: str, steps: int, pairs: int) -> dict:
+def time_way(way: str, model, tokenizer, rows, steps: int) -> torch.Tensor:
+    timer = time_bare_loop if way in ("bare", "compiled") else time_trainer
+    return timer(copy.deepcopy(model), tokenizer, rows, steps, way in ("shipped", "compiled"))
+
+
+def measure(size: str, steps: int, rounds: int, ways: tuple[str, ...]) -> dict:
     vocab = {"1M": 1024, "3M": 2048}.get(size, 4096)
     words = ["".join(random.choices("abcdefghij", k=5)) for _ in range(20_000)]
     tokenizer = train_tokenizer([" ".join(words)], vocab, LENGTH)
@@ -97,33 +131,32 @@ def measure(size: str, steps: int, pairs: int) -> dict:
     ids = torch.randint(len(tokenizer), ((WARMUP_STEPS + steps) * BATCH, LENGTH)).tolist()
     rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
     model = random_causal_lm(ModelArguments(num_parameters=size), tokenizer, LENGTH)
-    tokens, speeds = steps * BATCH * LENGTH, []
-    for pair in range(pairs):
-        timers = (time_bare_loop, time_trainer) if pair % 2 == 0 else (time_trainer, time_bare_loop)
-        seconds = {timer.__name__: timer(copy.deepcopy(model), tokenizer, rows, steps) for timer in timers}
-        speeds.append({name: tokens / spent for name, spent in seconds.items()})
-        print(f"{size} pair {pair + 1}/{pairs}: {speeds[-1]}", flush=True)
-    ratios = [speed["time_trainer"] / speed["time_bare_loop"] for speed in speeds]
-    return {
-        "size": size,
-        "parameters": model.num_parameters(),
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
-        "trainer_tokens_per_second": statistics.median(s["time_trainer"] for s in speeds),
-        "bare_tokens_per_second": statistics.median(s["time_bare_loop"] for s in speeds),
-    }
+    done = []
+    for turn in range(rounds):
+        order = ways if turn % 2 == 0 else ways[::-1]
+        done.append({way: time_way(way, model, tokenizer, rows, steps).tolist() for way in order})
+        print(f"{size} round {turn + 1}/{rounds}: {done[-1]}", flush=True)
+    result = {"size": size, "parameters": model.num_parameters(), "rounds": rounds, "seconds": done}
+    for place, kind in enumerate(("processor", "wall")):
+        for way, base in (("trainer", "bare"), ("shipped", "bare"), ("shipped", "compiled")):
+            if {way, base} <= {*ways}:
+                ratios = [turn[base][place] / turn[way][place] for turn in done]
+                result[f"{way}/{base} {kind}"] = round(statistics.median(ratios), 3)
+    speed = steps * BATCH * LENGTH / statistics.median(turn[ways[-2]][1] for turn in done)
+    return result | {"tokens_per_second": {ways[-2]: round(speed)}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["1M", "3M", "10M"])
-    parser.add_argument("--steps", type=int, default=20, help="timed steps of 16 x 256 tokens (default: 20)")
-    parser.add_argument("--pairs", type=int, default=5, help="repetitions (default: 5)")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of 16 x 256 tokens (default: 10)")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions (default: 3)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--output", help="write the rows as JSON")
     args = parser.parse_args()
-    rows = [measure(size, args.steps, args.pairs) for size in args.sizes]
+    rows = [measure(size, args.steps, args.rounds, tuple(args.ways)) for size in args.sizes]
     for row in rows:
-        print(f"{row['size']}: {row['ratio']:.3f} of the bare loop ({row['trainer_tokens_per_second']:,.0f} tokens/s)")
+        print({key: value for key, value in row.items() if key != "seconds"})
     if args.output:
         with open(args.output, "w", encoding="utf-8") as file:
             json.dump({"rows": rows, "threads": torch.get_num_threads()}, file, indent=1)

@@ -167,6 +167,9 @@ def test_the_table_as_text():
     assert "| off topic (n = 20) | 50.0 ± 5.0 |" in text
 
 
+REASONING = ("reasoning_greedy", "derivations")
+
+
 def stage_rows(**changes):
     """Rows that pass every check, but for `changes`: (stage, part, key) -> mean."""
     good = {
@@ -180,9 +183,12 @@ def stage_rows(**changes):
         ("ppo", "parent", "preferred"): 0.5,
         **{("ppo", "parent", kind): 0.0 for kind in measure.KINDS},
         **{("grpo", "parent", kind): 0.0 for kind in measure.KINDS},
-        **{("grpo", other, key): 0.4 for other in ("parent", "control") for key in ("reasoning_greedy", "derivations")},
+        **{("grpo", other, key): 0.4 for other in ("parent", "control") for key in REASONING},
+        **{(stage, "metrics", key): level for stage, level in (("grpo", 0.95), ("control", 0.5)) for key in REASONING},
+        ("control", "parent", "reasoning_greedy"): 0.0,
         ("reward", "metrics", "accuracy"): 0.95,
         ("reward", "metrics", "off_topic"): 0.9,
+        ("reward", "metrics", "wrong_name"): 0.9,
     }
     good |= {tuple(name.split("__")): value for name, value in changes.items()}
     rows = {}
@@ -210,14 +216,18 @@ def failed(**changes):
         ({"reward__metrics__accuracy": 0.91}, "held-out pairs right"),
         ({"reward__metrics__off_topic": 0.84}, "off the topic"),
         ({"ppo__parent__preferred": 0.31}, "gain in preferred"),
-        ({"grpo__parent__derivations": 0.19}, "GRPO over its parent: every step"),
+        ({"reward__metrics__wrong_name": 0.84}, "the wrong name alone"),
+        ({"grpo__parent__derivations": 0.25, "grpo__metrics__derivations": 0.91}, "GRPO over its parent: every step"),
         ({"grpo__control__reasoning_greedy": 0.1}, "GRPO over its control: right"),
+        ({"control__parent__reasoning_greedy": -0.11}, "coin flips"),
+        ({"control__parent__reasoning_greedy": 0.11}, "coin flips"),
         ({"ppo__parent__arithmetic": -0.04}, "PPO: the kind that it costs most (arithmetic)"),
         ({"grpo__parent__summary": -0.031}, "GRPO: the kind that it costs most (summary)"),
     ],
 )
 def test_each_check_can_fail(change, name):
     assert failed() == []
+    assert failed(grpo__parent__derivations=0.1) == failed(grpo__metrics__derivations=0.8) == []  # one of the two does
     assert len(failed(**change)) == 1 and name in failed(**change)[0]
 
 
