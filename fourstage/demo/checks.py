@@ -67,12 +67,6 @@ def _reward_checks(metrics: dict) -> list[dict]:
     return [
         _at_least("reward model: held-out pairs right", metrics["accuracy"], 0.9),
         _at_least("reward model: well-styled answers off the topic", metrics["off_topic"], 0.85),
-        _figure(
-            "reward model: the wrong name alone",
-            metrics["wrong_name"]["mean"],
-            metrics["wrong_name"]["mean"] >= 0.85,
-            "at least 0.85",
-        ),
     ]
 
 

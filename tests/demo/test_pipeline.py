@@ -188,7 +188,6 @@ def stage_rows(**changes):
         ("control", "parent", "reasoning_greedy"): 0.0,
         ("reward", "metrics", "accuracy"): 0.95,
         ("reward", "metrics", "off_topic"): 0.9,
-        ("reward", "metrics", "wrong_name"): 0.9,
     }
     good |= {tuple(name.split("__")): value for name, value in changes.items()}
     rows = {}
@@ -216,7 +215,6 @@ def failed(**changes):
         ({"reward__metrics__accuracy": 0.91}, "held-out pairs right"),
         ({"reward__metrics__off_topic": 0.84}, "off the topic"),
         ({"ppo__parent__preferred": 0.31}, "gain in preferred"),
-        ({"reward__metrics__wrong_name": 0.84}, "the wrong name alone"),
         ({"grpo__parent__derivations": 0.25, "grpo__metrics__derivations": 0.91}, "GRPO over its parent: every step"),
         ({"grpo__control__reasoning_greedy": 0.1}, "GRPO over its control: right"),
         ({"control__parent__reasoning_greedy": -0.11}, "coin flips"),
