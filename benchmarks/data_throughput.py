@@ -4,9 +4,9 @@
 
 In each pair `encode_batch` of the library tokenizers encodes the training texts from memory, and the trainer of
 recipes/pretrain.py prepares its rows: from a data set on disk, again from what that left in the cache, and as a stream
-that is read to its end. Reading, checking and holding out the documents counts. The ratios are of one pair; shown
-are their median, smallest and largest. Every pair begins with an empty cache. Memory is the growth of the resident set while the stream of the
-first pair is read, at each tenth of the text.
+that is read to its end. Reading, checking and holding out the documents counts. The ratios are of one pair; shown are
+their median, smallest and largest. Every pair begins with an empty cache. Memory is the growth of the resident set
+while the stream of the first pair is read, at each tenth of the text.
 """
 
 import argparse

@@ -39,7 +39,7 @@ def _worth_a_look(rows: Dataset) -> Iterator[dict]:
             columns[key].null_count < len(turns) for key in ("reasoning_content", "tool_calls") if key in columns
         ]
         if any(special) or any("</think>" in (text or "") for text in columns["content"].to_pylist()):
-            yield from rows_of(rows[at : at + len(batch)])
+            yield from cast("Iterator[dict]", iter(rows.select(range(at, at + len(batch)))))
         at += len(batch)
 
 
