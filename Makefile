@@ -12,7 +12,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv smollm2 demo test test-slow lint format clean
+.PHONY: help venv smollm2 demo test test-slow bench lint format clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -49,6 +49,9 @@ test: $(STAMP)  ## the fast tests
 
 test-slow: $(STAMP)  ## the slow tests
 	$(PYTEST) -m slow $(ARGS)
+
+bench: $(STAMP)  ## the short form of every speed benchmark, and one table (runs/bench.md)
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/bench.py $(ARGS)
 
 lint: $(STAMP)  ## what CI checks before any test
 	$(BIN)/ruff check .

@@ -62,7 +62,7 @@ MAY_IMPORT = {
     "speed": "arguments",
     "resolve": "arguments data grpo models optim ppo pretraining speed",
     "chat": "evaluation models parent",
-    "demo": "arguments artifact data evaluation models parent rl stages verifiers",
+    "demo": "arguments artifact atomic data evaluation models parent rl stages verifiers",
     "cli": "artifact chat report shipped",
 }
 # All that these may import beside the standard library and themselves.
