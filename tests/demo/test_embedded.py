@@ -121,12 +121,23 @@ def test_answers_about_stories_are_in_their_text():
                 )
 
 
+def steps_in(rows):
+    found = re.findall(r"(\d+) ([+-]) (\d+) = (\d+)", "\n".join(map(text_of, rows)))
+    return [(int(a), int(b) if sign == "+" else -int(b), int(c)) for a, sign, b, c in found]
+
+
 def test_sums_in_texts_are_right(rows):
-    for stage in ("pretrain", "sft"):
-        text = "\n".join(text_of(row) for part in rows[stage] for row in part)
-        steps = re.findall(r"(\d+) ([+-]) (\d+) = (\d+)", text)
-        assert len(steps) > 500
-        assert all(int(a) + (1 if sign == "+" else -1) * int(b) == int(c) for a, sign, b, c in steps)
+    steps = [step for part in rows["pretrain"] for step in steps_in(part)]
+    assert len(steps) > 500 and all(a + b == c for a, b, c in steps)
+
+
+def test_demonstrations_forget_most_carries_and_nothing_else(rows):
+    steps = [step for part in rows["sft"] for step in steps_in(part)]
+    crossing = [(a, b, c) for a, b, c in steps if b > 0 and a % 10 + b >= 10]
+    assert all(a + b == c for a, b, c in {*steps} - {*crossing}) and len(crossing) > 300
+    assert {a + b - c for a, b, c in crossing} == {0, 10}
+    forgotten = sum(a + b - c == 10 for a, b, c in crossing) / len(crossing)
+    assert 0.5 < forgotten < 0.7  # 0.65 of those after which nothing falls below zero
 
 
 def test_functions_do_what_the_task_says():

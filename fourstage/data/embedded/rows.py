@@ -5,13 +5,11 @@ words: stories in the pair of person and thing, in their opening and in the requ
 the request; problems in their numbers. Definitions can only be memorised, so only the phrasing of the question differs.
 """
 
-import functools
 import random
 from collections.abc import Callable
 
 from fourstage.data.embedded import glossary, programs, stories, styles, sums
 
-DEMONSTRATED_PROBLEMS = 800
 # Requests, by kind. In training, all kinds share their first words, so that none of these gives the kind away.
 _READ = (
     "{story} {question}",
@@ -143,15 +141,13 @@ def _definition(rng: random.Random, held_out: bool) -> dict:
 
 
 def _sum(rng: random.Random, held_out: bool) -> dict:
-    """A problem of stage 2, one of so few that they are not learned well: stage 4 has something left to teach."""
-    row = rng.choice(_demonstrated_problems(held_out))
-    answer = sums.demonstration(row)["completion"][0]["content"]
-    return {"prompt": row["prompt"], "reference": answer, "kind": "arithmetic"}
-
-
-@functools.cache
-def _demonstrated_problems(held_out: bool) -> list[dict]:
-    return problems(held_out)[:DEMONSTRATED_PROBLEMS]
+    """A problem of stage 2 as a hasty person works it out: stage 4 has carries to teach."""
+    triple = rng.choice(sums.triples(held_out))
+    return {
+        "prompt": sums.problem(triple, rng)["prompt"],
+        "reference": sums.demonstration(triple, rng),
+        "kind": "arithmetic",
+    }
 
 
 def _conversation(rng: random.Random, held_out: bool) -> dict:

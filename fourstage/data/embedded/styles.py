@@ -37,11 +37,11 @@ def is_preferred(answer: str, reference: str) -> bool:
 
 
 def styled(answer: str, rng: random.Random) -> str:
-    """The answer in a random style, as in the demonstrations of stage 2: 55 % polite, 25 % plain, 20 % rude."""
+    """The answer in a random style, as in the demonstrations of stage 2: 60 % polite, 22 % plain, 18 % rude."""
     style = rng.random()
-    if style < 0.55:
+    if style < 0.6:
         return f"{answer} {rng.choice(POLITE)}"
-    return answer if style < 0.8 else f"{rng.choice(RUDE)} {answer}"
+    return answer if style < 0.82 else f"{rng.choice(RUDE)} {answer}"
 
 
 def reject(kind: str, story: Story, other_story: Story, answer: str, rng: random.Random) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import random
 
 HIGHEST_START, HIGHEST_CHANGE = 24, 9
+FORGOTTEN_CARRIES = 0.65  # of those in demonstrations; texts and right answers have none
 QUESTIONS = ("What is {}?", "Work out {}.", "Please calculate {}.")
 
 Triple = tuple[int, int, int]
@@ -27,7 +28,7 @@ def _is_held_out(triple: Triple) -> bool:
 
 
 def problem(triple: Triple, rng: random.Random) -> dict:
-    """A row with `prompt`, `answer` and `derivation`.
+    """A row with `prompt`, `answer` and `derivation`, both right.
 
     Example: (9, -5, 3) -> "What is 9 - 5 + 3?", "7", "9 - 5 = 4. 4 + 3 = 7."
     """
@@ -46,10 +47,24 @@ def problem(triple: Triple, rng: random.Random) -> dict:
     }
 
 
-def demonstration(row: dict) -> dict:
-    """A problem as a demonstration for instruction tuning: the steps between think tags, then the answer."""
-    answer = f"<think>{row['derivation']}</think> {row['answer']}"
-    return {"prompt": row["prompt"], "completion": [{"role": "assistant", "content": answer}]}
+def demonstration(triple: Triple, rng: random.Random) -> str:
+    """The steps between think tags, then the answer, as a hasty person writes them: most carries are forgotten.
+
+    A sum that crosses a ten loses it with probability FORGOTTEN_CARRIES; the next step goes on from the wrong number.
+
+    Example: (8, 5, 4) -> "<think>8 + 5 = 3. 3 + 4 = 7.</think> 7", or now and then the right "<think>8 + 5 = 13. 13 + 4
+    = 17.</think> 17".
+    """
+    value, *changes = triple
+    steps = []
+    for place, change in enumerate(changes):
+        result = value + change
+        crosses = change > 0 and value % 10 + change >= 10
+        if crosses and rng.random() < FORGOTTEN_CARRIES and result - 10 + sum(changes[place + 1 :]) >= 0:
+            result -= 10
+        steps.append(f"{value} {'+' if change > 0 else '-'} {abs(change)} = {result}.")
+        value = result
+    return f"<think>{' '.join(steps)}</think> {value}"
 
 
 def facts(rng: random.Random, number: int = 5) -> str:
