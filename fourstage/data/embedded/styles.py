@@ -37,11 +37,11 @@ def is_preferred(answer: str, reference: str) -> bool:
 
 
 def styled(answer: str, rng: random.Random) -> str:
-    """The answer in a random style, as in the demonstrations of stage 2: 60 % polite, 22 % plain, 18 % rude."""
+    """The answer in a random style, as in the demonstrations of stage 2: 57 % polite, 24 % plain, 19 % rude."""
     style = rng.random()
-    if style < 0.6:
+    if style < 0.57:
         return f"{answer} {rng.choice(POLITE)}"
-    return answer if style < 0.82 else f"{rng.choice(RUDE)} {answer}"
+    return answer if style < 0.81 else f"{rng.choice(RUDE)} {answer}"
 
 
 def reject(kind: str, story: Story, other_story: Story, answer: str, rng: random.Random) -> str:
