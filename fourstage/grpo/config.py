@@ -29,7 +29,10 @@ class GRPOConfig(trl.GRPOConfig):
     disable_dropout: bool = option(True, "Turn dropout off: a ratio of probabilities needs a fixed network.")
     logging_steps: float = option(1, "Optimizer steps between log lines.")
     gradient_checkpointing: bool | None = option(None, "Trade compute for memory. Default: on for a GPU.")
-    bf16: bool | None = option(None, "bfloat16 mixed precision. Default: on where a GPU has it.")
+    bf16: bool | None = option(
+        None,
+        "bfloat16 mixed precision. Default: on where the GPU, or in a recipe the CPU (from 0.5M on), multiplies it.",
+    )
 
     def __post_init__(self) -> None:
         choose_by_device(self, checkpointing_on_gpu=True)

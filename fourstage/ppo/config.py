@@ -30,7 +30,10 @@ class PPOConfig(GRPOConfig):
     disable_dropout: bool = option(True, "Turn dropout off: a ratio of probabilities needs a fixed network.")
     logging_steps: float = option(0, "Optimizer steps between log lines; 0: one line per update.")
     gradient_checkpointing: bool = option(None, "Trade compute for memory. Default: on for a GPU.")
-    bf16: bool | None = option(None, "bfloat16 mixed precision. Default: on where a GPU has it.")
+    bf16: bool | None = option(
+        None,
+        "bfloat16 mixed precision. Default: on where the GPU, or in a recipe the CPU (from 0.5M on), multiplies it.",
+    )
     value_learning_rate: float | None = option(None, "Peak learning rate of the critic. Default: learning_rate.")
     cliprange_value: float | None = option(0.2, "How far a value may move from the one at the rollout; none: no limit.")
     gamma: float = option(1.0, "Discount of later rewards.")

@@ -156,6 +156,34 @@ def test_seeds_are_combined_over_seeds_and_not_over_items():
     assert table.combine([one]) == one
 
 
+@pytest.mark.parametrize("changed", ["weights_hash", "git_sha", "items"])
+def test_what_was_measured_holds_until_weights_code_or_items_change(tmp_path, monkeypatch, changed):
+    values = {"weights_hash": "w", "git_sha": "g"}
+    for name in values:
+        monkeypatch.setattr(measured, name, lambda *_, name=name: values[name])
+    assert measured.read_part(tmp_path, "sft", 20) is None
+    file = measured.part_file(tmp_path, "sft")
+    file.parent.mkdir()
+    file.write_text(json.dumps({"key": measured.part_key(tmp_path, "sft", 20), "row": 1}))
+    assert measured.read_part(tmp_path, "sft", 20)["row"] == 1
+    values[changed] = "other"
+    assert measured.read_part(tmp_path, "sft", 40 if changed == "items" else 20) is None
+
+
+def test_a_stage_is_measured_when_it_has_finished_since(pipeline, tmp_path):
+    assert not pipeline.is_unmeasured(tmp_path, "random")
+    record(tmp_path / "pretrain", status="running")
+    assert not pipeline.is_unmeasured(tmp_path, "pretrain")
+    (tmp_path / "pretrain" / "run.json").write_text(json.dumps({"seed": 0, "status": "finished"}))
+    assert pipeline.is_unmeasured(tmp_path, "pretrain") and pipeline.is_unmeasured(tmp_path, "random")
+    part = tmp_path / "measured" / "pretrain.json"
+    part.parent.mkdir()
+    part.write_text("{}")
+    assert not pipeline.is_unmeasured(tmp_path, "pretrain") and pipeline.is_unmeasured(tmp_path, "random")
+    os.utime(part, (1, 1))
+    assert pipeline.is_unmeasured(tmp_path, "pretrain")
+
+
 def test_the_table_as_text():
     columns = [
         {"key": "reading", "title": "reading", "percent": True},
