@@ -4,9 +4,9 @@
     python benchmarks/pretrain_quality.py optimizers --dataset_name FOLDER --seeds 0 1 2 3 --output FILE
 
 `ladder`: 170 steps of 16 x 256 tokens (0.7M), BPE of 4,096 entries, at most 5M parameters; every rung keeps the
-changes of those above it, and the last one is what the recipe does by default. `optimizers`: a plain 3M Llama with
-AdamW over N steps against Muon over a full schedule of 0.7 N; the first seed tries the same four learning rates for
-both, the other seeds score the best of each.
+changes of those above it, and the last two are what the recipe does by default (`--last 2` runs them alone).
+`optimizers`: a plain 3M Llama with AdamW over N steps against Muon over a full schedule of 0.7 N; the first seed tries
+the same four learning rates for both, the other seeds score the best of each.
 Scored on the first 200,000 characters of the held-out documents in windows of 256 tokens. Rows are written to FILE as
 they come, and those already there are not run again.
 """
@@ -29,6 +29,7 @@ from fourstage.models.random_init import random_causal_lm, uses_scaled_init
 from fourstage.models.tokenizer import first_characters, train_tokenizer
 from fourstage.optim import fill_rates
 from fourstage.pretraining import PretrainTrainer
+from fourstage.speed import speed_up
 
 WINDOW, VOCABULARY, CHARACTERS = 256, 4096, 200_000
 PLAIN_MODEL = {"model_type": "llama", "num_parameters": "3.4M", "scaled_init": False}
@@ -46,6 +47,7 @@ LADDER = [
         {"learning_rate": None},
     ),
     ("warmup-stable-decay, AdamW's betas: the defaults", {}, dict.fromkeys(PLAIN_TRAINING)),
+    ("bfloat16, the default where the CPU multiplies it", {}, {"bf16": True}),
 ]
 
 
@@ -94,7 +96,7 @@ def run(model_settings: dict, training_settings: dict, seed: int, data: tuple, b
         save_strategy="no",
         disable_tqdm=True,
         logging_steps=50,
-        **training_settings,
+        **{"bf16": False, **training_settings},
     )
     fill_rates(config, scaled_init=uses_scaled_init(model_args), random_weights=True)
     model = random_causal_lm(model_args, tokenizer, WINDOW)
@@ -106,6 +108,7 @@ def run(model_settings: dict, training_settings: dict, seed: int, data: tuple, b
         processing_class=tokenizer,
         bytes_per_token=1.0,
     )
+    speed_up(trainer, model_args)
     show_progress(trainer)
     start = time.perf_counter()
     trainer.train()
@@ -134,13 +137,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=170, help="steps (default: 170)")
     parser.add_argument("--batch", type=int, default=16, help="rows of 256 tokens in a step (default: 16)")
+    parser.add_argument("--last", type=int, default=0, help="only so many of the last settings (default: all)")
     parser.add_argument("--output", help="JSON file that collects the rows")
     args = parser.parse_args()
     output = Path(args.output) if args.output else None
     rows = json.loads(output.read_text())["rows"] if output and output.exists() else []
     data = load(args.dataset_name)
     for seed in args.seeds:
-        for name, model, training in {"ladder": ladder, "optimizers": optimizers}[args.study](args.steps):
+        settings = list({"ladder": ladder, "optimizers": optimizers}[args.study](args.steps))
+        for name, model, training in settings[-args.last :]:
             if any(row["name"] == name and row["seed"] == seed for row in rows):
                 continue
             if args.study == "optimizers" and seed != args.seeds[0] and name not in best_rates(rows, args.seeds[0]):
@@ -148,8 +153,8 @@ def main() -> None:
             rows.append({"name": name, "seed": seed, **run(model, training, seed, data, args.batch)})
             print(f"seed {seed}, {name}: {rows[-1]['bits_per_byte']:.4f} ({rows[-1]['seconds']:.0f} s)", flush=True)
             if output:
-                settings = {"steps": args.steps, "batch": args.batch, "window": WINDOW, "vocabulary": VOCABULARY}
-                output.write_text(json.dumps({**settings, "rows": rows}, indent=1))
+                shared = {"steps": args.steps, "batch": args.batch, "window": WINDOW, "vocabulary": VOCABULARY}
+                output.write_text(json.dumps({**shared, "rows": rows}, indent=1))
     show(rows)
 
 
