@@ -79,7 +79,7 @@ def problems(held_out: bool) -> list[dict]:
 def document(rng: random.Random, held_out: bool) -> dict:
     """A text of stage 1. Lists of questions make a base model go on asking; repeated words teach it to copy."""
     kinds = (_story, _article, _quiz, _repeat, _program, _facts)
-    kind = rng.choices(kinds, weights=(34, 11, 8, 20, 8, 19))[0]
+    kind = rng.choices(kinds, weights=(38, 12, 8, 20, 8, 14))[0]
     return {"text": kind(rng, held_out)}
 
 
@@ -152,7 +152,7 @@ def _sum(rng: random.Random, held_out: bool) -> dict:
 
 def _conversation(rng: random.Random, held_out: bool) -> dict:
     """A demonstration of stage 2. Answers to questions about stories and terms come in several styles."""
-    make = rng.choices((_reading, _summary, _code, _definition, _sum), weights=(36, 15, 12, 20, 17))[0]
+    make = rng.choices((_reading, _summary, _code, _definition, _sum), weights=(38, 15, 12, 19, 16))[0]
     row = make(rng, held_out)
     answer = row["reference"]
     if row["kind"] in ("reading", "glossary"):
