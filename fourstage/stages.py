@@ -5,7 +5,7 @@ A new stage begins with a row here (docs/extending.md).
 
 from dataclasses import dataclass
 
-DEMO_MINUTES = 12  # the whole chain on embedded data, on two cores (docs/log/demo.md)
+DEMO_MINUTES = 6  # the whole chain on embedded data, on two cores (docs/log/demo.md)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ _TABLE = (
         rows="text",
         scores=False,
         makes="a base model that continues text",
-        share=32,
+        share=36,
         next="accelerate launch recipes/sft.py --model_name_or_path {folder} --dataset_name DATA",
     ),
     Stage(
@@ -57,7 +57,7 @@ _TABLE = (
         rows="conversations",
         scores=False,
         makes="an assistant, tuned on conversations",
-        share=19,
+        share=17,
         next="accelerate launch recipes/reward.py --model_name_or_path {folder} --dataset_name DATA",
     ),
     Stage(
@@ -68,7 +68,7 @@ _TABLE = (
         rows="pairs",
         scores=True,
         makes="a reward model, which scores answers",
-        share=16,
+        share=11,
         next="accelerate launch recipes/ppo.py --model_name_or_path {parent} --dataset_name DATA "
         "--reward_model_name_or_path {folder}",
     ),
@@ -80,7 +80,7 @@ _TABLE = (
         rows="prompts",
         scores=False,
         makes="an assistant, tuned by PPO towards answers that are preferred",
-        share=11,
+        share=13,
         needs=("reward",),
         next="accelerate launch recipes/grpo.py --model_name_or_path {folder} --dataset_name DATA "
         "--reward_funcs number",
@@ -93,7 +93,7 @@ _TABLE = (
         rows="problems",
         scores=False,
         makes="a reasoning model, tuned by GRPO on problems with known answers",
-        share=21,
+        share=22,
     ),
     # What GRPO does with coin flips as rewards: any gain of the stage above is measured against it.
     Stage(

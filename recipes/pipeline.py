@@ -28,7 +28,7 @@ from fourstage.stages import DEMO_MINUTES, STAGES, parents_of
 RECIPES = Path(__file__).resolve().parent
 CHAIN = [name for name, stage in STAGES.items() if stage.share]
 MEASURED = ["random", *CHAIN]
-PACE = 0.0015  # seconds of the task of `minutes_here` on the machine of DEMO_MINUTES
+PACE = 0.002  # seconds of the task of `minutes_here` on the machine of DEMO_MINUTES
 FAST = {"pretrain": 20, "sft": 20, "reward": 6, "ppo": 8, "grpo": 2, "control": 2}  # steps
 _TRAINING_BAR = re.compile(r"(\d+)/(\d+) \[[^\]\r\n]*tokens/s\]")  # not the bars of reading data and of evaluations
 ITEMS, FAST_ITEMS = 500, 20  # measured of every kind

@@ -152,7 +152,7 @@ def _sum(rng: random.Random, held_out: bool) -> dict:
 
 def _conversation(rng: random.Random, held_out: bool) -> dict:
     """A demonstration of stage 2. Answers to questions about stories and terms come in several styles."""
-    make = rng.choices((_reading, _summary, _code, _definition, _sum), weights=(38, 15, 12, 19, 16))[0]
+    make = rng.choices((_reading, _summary, _code, _definition, _sum), weights=(38, 15, 10, 21, 16))[0]
     row = make(rng, held_out)
     answer = row["reference"]
     if row["kind"] in ("reading", "glossary"):
