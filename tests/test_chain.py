@@ -77,7 +77,7 @@ def test_what_is_made_is_told_with_its_minutes(monkeypatch, tmp_path, capsys):
     )
     chain.make_missing_parents(RECIPES / "reward.py")
     said = capsys.readouterr().out
-    assert "starts from pretrain, sft: made first, about 6 minutes" in said  # 32 + 19 of 100 of 12 minutes
+    assert "starts from pretrain, sft: made first, about 3 minutes" in said  # 36 + 17 of 100 of 6 minutes
     assert [words[1:] for words in commands] == [
         [str(RECIPES / f"{name}.py"), "--config", str(CONFIGS / f"{name}.yaml")] for name in ("pretrain", "sft")
     ]
