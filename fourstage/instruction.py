@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from trl import SFTTrainer
 
-from fourstage.rl.forward import base_model, plain_head_pays
+from fourstage.models.fused_head import base_model, plain_head_pays
 
 
 class InstructTrainer(SFTTrainer):

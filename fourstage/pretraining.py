@@ -96,6 +96,8 @@ def _with_plain_markers(
     """The texts with their markers broken, and the tokenizer that reads them; nothing where no text has a marker."""
     markers = Markers(processing_class)
     parts = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+    if not all("text" in (rows.column_names or ["text"]) for rows in parts.values()):  # they came as ids
+        return {}
     count = sum(markers.found_in(row["text"]) for rows in parts.values() if isinstance(rows, Dataset) for row in rows)
     if not count and isinstance(train_dataset, Dataset):
         return {}

@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 from trl import GRPOConfig, SyncRefModelCallback
 
 from fourstage.evaluation.generation import ignored_sampling_fields, plain_sampling
+from fourstage.models.fused_head import base_model, plain_head_pays
 from fourstage.rl.batches import Batch, grouped_by_length, trimmed
 from fourstage.rl.checks import check_head, check_prompts
 from fourstage.rl.decoding import quick_generation
-from fourstage.rl.forward import base_model, frozen_copy, plain_head, plain_head_pays, positions
+from fourstage.rl.forward import frozen_copy, plain_head, positions
 from fourstage.rl.rewards import RewardSource, prepare_rewards, show_opening
 from fourstage.rl.rollouts import SaveAtRollouts
 from fourstage.rl.trl_contract import check_attributes, check_batch, check_methods

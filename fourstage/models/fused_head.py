@@ -1,11 +1,33 @@
-"""TRL's fused output head, checked against the plain one before training relies on it."""
+"""TRL's fused output head: checked against the plain one, and where the plain one is quicker."""
 
+import inspect
 from typing import Any, cast
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel
 from trl import SFTTrainer
+
+_SMALL = 1 << 25  # logits, 128 MB in float32
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """The model below its adapters, if it has any."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return cast(PreTrainedModel, base)  # all that the trainers take
+
+
+def plain_head_pays(model: PreTrainedModel, tokens: int) -> bool:
+    """Whether `plain_head` is quicker than TRL's fused head: on a CPU, if the logits are small.
+
+    Without Triton the fused head also computes logits of prompts, and all of them again in the backward pass
+    (benchmarks/ppo_vs_trl112.py).
+    """
+    takes_slice = "logits_to_keep" in inspect.signature(model.forward).parameters
+    small = tokens * model.config.get_text_config().vocab_size <= _SMALL
+    return model.device.type == "cpu" and takes_slice and small
 
 
 def check_fused_head(trainer: SFTTrainer) -> None:

@@ -15,9 +15,10 @@ from trl.trainer.utils import disable_dropout_in_model, use_adapter
 
 from fourstage.models.checkpoint import check_openable, open_backbone, open_classifier, open_config
 from fourstage.models.facts import check_one_label
+from fourstage.models.fused_head import base_model
 from fourstage.parent import VALUE_HEAD, check_parent
 from fourstage.ppo.config import PPOConfig
-from fourstage.rl.forward import base_model, positions
+from fourstage.rl.forward import positions
 
 ADAPTER = "value"
 

@@ -19,6 +19,7 @@ from trl.trainer.grpo_trainer import RewardFunc
 from trl.trainer.utils import use_adapter
 
 from fourstage.evaluation.generation import ignored_sampling_fields, plain_sampling
+from fourstage.models.fused_head import base_model, plain_head_pays
 from fourstage.ppo import functional as F
 from fourstage.ppo.config import PPOConfig
 from fourstage.ppo.critic import Critic, build_critic, prepare_critic
@@ -26,7 +27,7 @@ from fourstage.ppo.metrics import policy_metrics, rollout_explained_variance, ro
 from fourstage.rl.batches import Batch, grouped_by_length, loss_mask, trimmed
 from fourstage.rl.checks import check_head, check_launch_supported, check_prompts
 from fourstage.rl.decoding import quick_generation
-from fourstage.rl.forward import base_model, frozen_copy, plain_head, plain_head_pays, positions, whole
+from fourstage.rl.forward import frozen_copy, plain_head, positions, whole
 from fourstage.rl.rewards import prepare_rewards, show_opening
 from fourstage.rl.rollouts import SaveAtRollouts
 from fourstage.rl.trl_contract import check_attributes, check_batch, check_methods

@@ -180,8 +180,8 @@ def _about_reasoning(rows: dict[str, dict]) -> list[str]:
         sentences.append(
             f"GRPO did not start from zero: its parent was already right in {value(before, True)} of the problems "
             f"(temperature 0), and it ended at {value(after, True)}. The gain to quote is {points(after - before)}, "
-            "on this one kind of problem. The demonstrations of stage 2 forget most carries on purpose: GRPO, which sees "
-            "right results only, has that habit to remove."
+            "on this one kind of problem. The demonstrations of stage 2 forget most carries on purpose: GRPO, which is "
+            "shown right results only, has that habit to remove."
         )
     sentences += _about_control(rows, before)
     derivations = mean_of(rows["grpo"], "derivations")

@@ -12,7 +12,7 @@ from transformers import DynamicCache, DynamicLayer, GenerationConfig, Generatio
 
 from fourstage.evaluation.generation import ignored_sampling_fields
 from fourstage.models.facts import stop_ids
-from fourstage.rl.forward import base_model
+from fourstage.models.fused_head import base_model
 
 _DROPPED_SHARE = 0.25  # once this share of the rows left has ended, the cache is copied without them
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep")

@@ -4,31 +4,20 @@ import copy
 import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from fourstage.rl.batches import Batch
 from fourstage.rl.trl_contract import config_of
 
-_SMALL = 1 << 25  # logits, 128 MB in float32
-
 
 def whole(batch: Batch) -> tuple[Tensor, Tensor]:
     """Ids and attention mask of prompt and completion together, each (B, P + T)."""
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     return ids, torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-
-
-def base_model(model: nn.Module) -> PreTrainedModel:
-    """The model below its adapters, if it has any."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return cast(PreTrainedModel, base)  # all that the trainers take
 
 
 def frozen_copy(trainer: GRPOTrainer) -> nn.Module:
@@ -53,17 +42,6 @@ def positions(model: nn.Module, attention_mask: Tensor) -> dict[str, Tensor]:
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return {}
     return {"position_ids": (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)}
-
-
-def plain_head_pays(model: PreTrainedModel, tokens: int) -> bool:
-    """Whether `plain_head` is quicker than TRL's fused head: on a CPU, if the logits are small.
-
-    Without Triton the fused head also computes logits of prompts, and all of them again in the backward pass
-    (benchmarks/ppo_vs_trl112.py).
-    """
-    takes_slice = "logits_to_keep" in inspect.signature(model.forward).parameters
-    small = tokens * model.config.get_text_config().vocab_size <= _SMALL
-    return model.device.type == "cpu" and takes_slice and small
 
 
 def plain_head(model: Callable, tokens: int, temperature: float, with_entropy: bool) -> Callable[..., SimpleNamespace]:
