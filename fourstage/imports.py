@@ -17,6 +17,7 @@ _BITSANDBYTES = "bitsandbytes"
 _QUIET = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",  # a quicker kernel from the Hub
     "transformers.trainer_utils": "mtime may not be reliable",  # checkpoints within a second
+    "transformers.training_args": "The speedups for torchdynamo mostly come with",  # on a CPU too, see docs/speed.md
 }
 
 
