@@ -266,7 +266,8 @@ def choose_by_device(config: Any, checkpointing_on_gpu: bool = False) -> None:
         chosen = config.gradient_checkpointing
         config.activation_checkpointing = gpu and checkpointing_on_gpu if chosen is None else chosen
     config.gradient_checkpointing = None
-    if config.torch_compile and not (config.torch_compile_backend or config.torch_compile_mode):
+    own_choice = not (config.torch_compile_backend or config.torch_compile_mode)
+    if isinstance(config, RunDefaults) and config.torch_compile and own_choice:
         config.torch_compile_backend = "no"  # not the whole model by accelerate, but its layers by `fourstage.speed`
 
 

@@ -69,7 +69,7 @@ def _use_plain_attention(model: nn.Module, args: Any) -> None:
     for part in model.modules():
         if isinstance(part, PreTrainedModel) and part.config._attn_implementation == "sdpa":
             heads = getattr(part.config.get_text_config(), "num_attention_heads", 1)
-            longest = getattr(args, "max_length", None) or 2 * getattr(args, "max_completion_length", 512)
+            longest = getattr(args, "max_length", None) or 2 * (getattr(args, "max_completion_length", None) or 512)
             if args.per_device_train_batch_size * heads * longest**2 <= _PLAIN_ATTENTION:
                 part.set_attn_implementation("eager")
 
@@ -88,7 +88,7 @@ class CompileLayers(TrainerCallback):
 
     def __init__(self, trainer: Trainer, models: list[nn.Module]):
         self.trainer, self.models = trainer, models
-        self.layers: list[nn.Module] = []
+        self.plain: list[tuple[nn.Module, Any]] = []  # layers, and what stood in place of their class's `forward`
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -100,15 +100,18 @@ class CompileLayers(TrainerCallback):
         pays = operations(self.trainer, state) >= _COMPILED_FROM.get(args.device.type, float("inf"))
         args.torch_compile = bool(layers) and (asked if asked is not None else pays) and self._is_able()
         if args.torch_compile:
-            self.layers = layers
+            print("the first step compiles the layers: half a minute, or seconds where torch has kept them", flush=True)
+            self.plain = [(layer, vars(layer).get("forward")) for layer in layers]
             compile_in_place(layers)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        for layer in self.layers:
+        for layer, own in self.plain:
             del layer.forward
-        self.layers = []
+            if own is not None:  # a hook of accelerate's, say
+                layer.forward = own
+        self.plain = []
 
     def _is_able(self) -> bool:
         kind = self.trainer.accelerator.distributed_type
@@ -159,7 +162,7 @@ def _row_tokens(trainer: Trainer) -> float:
     args, rows = cast(Any, trainer.args), trainer.train_dataset
     if isinstance(rows, Dataset) and (column := next((name for name in _IDS if name in rows.column_names), None)):
         return statistics.fmean(len(row[column]) for row in itertools.islice(rows, 256))
-    return getattr(args, "max_completion_length", None) or args.max_length or 0
+    return getattr(args, "max_completion_length", None) or getattr(args, "max_length", None) or 0
 
 
 def _tell_fallback(record: logging.LogRecord) -> bool:

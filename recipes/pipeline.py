@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
     started = time.monotonic()
     folders = chain_folders(args)
     former = check_folders(args, folders)
-    if not args.fast:
+    if args.model == "demo" and not args.fast:
         print(f"about {minutes_here(args)} minutes on this machine, more where it is busy", flush=True)
     for seed, folder in folders.items():
         for _, together in groupby(CHAIN, key=lambda name: STAGES[name].recipe):  # GRPO and its control at once
@@ -214,10 +214,18 @@ def duration(seconds: float) -> str:
 
 def is_unmeasured(folder: Path, stage: str) -> bool:
     """Whether a finished stage has weights that are newer than what was measured of it."""
-    weights = folder / ("pretrain" if stage == "random" else stage)
-    part, record = folder / "measured" / f"{stage}.json", read_json(weights / "run.json")
-    finished = bool(record) and record["status"] == "finished"
-    return finished and not (part.is_file() and part.stat().st_mtime >= (weights / "run.json").stat().st_mtime)
+    part, record = folder / "measured" / f"{stage}.json", folder / weights_of(stage) / "run.json"
+    return is_finished(folder, stage) and not (part.is_file() and part.stat().st_mtime >= record.stat().st_mtime)
+
+
+def is_finished(folder: Path, stage: str) -> bool:
+    record = read_json(folder / weights_of(stage) / "run.json")
+    return bool(record) and record["status"] == "finished"
+
+
+def weights_of(stage: str) -> str:
+    """The stage whose folder holds what is measured: random weights are drawn again from what pre-training kept."""
+    return "pretrain" if stage == "random" else stage
 
 
 def measure_stages(args: argparse.Namespace, folder: Path, seed: int, stages: list[str]) -> None:
@@ -276,7 +284,7 @@ def whole_table(args: argparse.Namespace, folders: dict[int, Path], started: flo
         return former
     items = FAST_ITEMS if args.fast else ITEMS
     for seed, folder in folders.items():
-        done = [stage for stage in MEASURED if (folder / ("pretrain" if stage == "random" else stage)).is_dir()]
+        done = [stage for stage in MEASURED if is_finished(folder, stage)]
         if stale := [stage for stage in done if not read_part(folder, stage, items)]:
             measure_stages(args, folder, seed, stale)
     chains = [chain_rows(folder, items) for folder in folders.values()]
