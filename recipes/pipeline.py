@@ -64,7 +64,8 @@ def main(args: argparse.Namespace) -> int:
     folders = chain_folders(args)
     former = check_folders(args, folders)
     if args.model == "demo" and not args.fast:
-        print(f"about {minutes_here(args)} minutes on this machine, more where it is busy", flush=True)
+        minutes = minutes_here(args)
+        print(f"about {minutes} minute{'s' * (minutes > 1)} on this machine, more where it is busy", flush=True)
     for seed, folder in folders.items():
         for _, together in groupby(CHAIN, key=lambda name: STAGES[name].recipe):  # GRPO and its control at once
             asked = [stage for stage in together if stage in args.stages]
