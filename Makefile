@@ -16,7 +16,7 @@ SHELL := bash
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= dev,track,math,quant,gguf
+EXTRAS ?= dev,track,math,quant,gguf,ui
 JOBS ?= 2
 ARGS ?=
 BIN := $(VENV)/bin

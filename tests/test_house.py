@@ -63,6 +63,8 @@ MAY_IMPORT = {
     "resolve": "arguments data grpo models optim ppo pretraining speed",
     "chat": "evaluation models parent",
     "demo": "arguments artifact atomic data evaluation models parent rl stages verifiers",
+    "web": "",
+    "prefer": "data web",
     "cli": "artifact chat report shipped",
 }
 # All that these may import beside the standard library and themselves.

@@ -1,0 +1,1 @@
+"""A person chooses the better of two answers in the browser: `fourstage prefer runs/sft`."""
