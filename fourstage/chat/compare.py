@@ -12,7 +12,11 @@ from typing import Any
 
 import torch
 
-from fourstage.chat.session import (
+from fourstage.evaluation.reward_model import score_conversations
+from fourstage.models.checkpoint import open_classifier
+from fourstage.models.facts import check_one_label
+from fourstage.models.opening import open_tokenizer
+from fourstage.speaking import (
     Sampling,
     Speaker,
     chat_ids,
@@ -23,10 +27,6 @@ from fourstage.chat.session import (
     text_ids,
     visible,
 )
-from fourstage.evaluation.reward_model import score_conversations
-from fourstage.models.checkpoint import open_classifier
-from fourstage.models.facts import check_one_label
-from fourstage.models.opening import open_tokenizer
 
 _NARROWEST = 20  # cells: the narrowest column that can still be read
 

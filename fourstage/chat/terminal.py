@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fourstage.chat.session import (
+from fourstage.speaking import (
     Sampling,
     Speaker,
     Stream,

@@ -25,9 +25,9 @@ from transformers import (
 from trl import apply_chat_template, is_conversational
 
 from fourstage.chat.compare import Answer, layout
-from fourstage.chat.session import Sampling, Stream, chat_ids, open_speaker, speak, text_ids, visible
 from fourstage.chat.terminal import Chat, ask, command
 from fourstage.cli import main
+from fourstage.speaking import Sampling, Stream, chat_ids, open_speaker, speak, text_ids, visible
 
 CLI = [sys.executable, "-m", "fourstage.cli"]
 HOSTILE = "a\x1b[31mb\x07c\u009bd\u202ee\rf\x00g\x7fh"
