@@ -41,7 +41,30 @@ def _parser() -> argparse.ArgumentParser:
     recipes.add_argument("folder", type=Path, metavar="DIR", help="where they go, such as . for here")
     recipes.set_defaults(command=_recipes)
     _add_chat(commands)
+    _add_prefer(commands)
     return parser
+
+
+def _add_prefer(commands: _Commands) -> None:
+    prefer = commands.add_parser("prefer", help="choose the better of two answers, on a page in the browser")
+    add = prefer.add_argument
+    add("models", nargs="*", metavar="MODEL", help="one model, which answers twice, or two; named as for chat")
+    add("--prompts", metavar="FILE", help="rows with prompts, or .txt, a prompt a line (default: what the run held out)")
+    add("--output", type=Path, default=Path("prefs.jsonl"), metavar="FILE", help="the choices (default: prefs.jsonl)")
+    add("--temperature", type=float, default=1.0, help="of the answers (default: 1)")
+    add("--max_new_tokens", type=int, default=256, help="longest answer (default: 256)")
+    add("--seed", type=int, default=0, help="of the answers and of their sides (default: 0)")
+    add("--pick", choices=("random", "uncertain"), default="random", help="which pairs come first (default: random)")
+    add("--reward_model", metavar="DIR", help="with --pick uncertain: it is the least sure of them; with --stats: tried")
+    add("--host", default="127.0.0.1", help="127.0.0.1 is for this machine alone; others need the token that is printed")
+    add("--port", type=int, default=8420, help="0 for any free one (default: 8420)")
+    add("--trains_next", action="store_true", help="the page says that a training follows, as `make prefer` has it")
+    add("--stats", type=Path, metavar="FILE", help="say what the choices in a file amount to, and exit")
+    add("--export", type=Path, metavar="FILE", help="with --stats: write prompt, chosen and rejected alone to a new file")
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="default: as it was saved")
+    code = "run code from the model's repository"
+    add("--trust_remote_code", nargs="?", const="true", default="false", choices=("true", "false"), help=code)
+    prefer.set_defaults(command=_prefer)
 
 
 def _add_chat(commands: _Commands) -> None:
@@ -87,6 +110,19 @@ def _compare(arguments: argparse.Namespace) -> int:
     from fourstage.chat.compare import run_compare
 
     return run_compare(arguments)
+
+
+def _prefer(arguments: argparse.Namespace) -> int:
+    if arguments.stats:
+        from fourstage.prefer.statistics import run_statistics
+
+        return run_statistics(arguments)
+    try:
+        from fourstage.prefer.run import run_prefer
+    except ModuleNotFoundError as error:
+        needed = 'pip install -e ".[ui]" -c constraints.txt'
+        raise ValueError(f"prefer needs the extra ui, {error.name} is missing: {needed}") from None
+    return run_prefer(arguments)
 
 
 def _report(arguments: argparse.Namespace) -> int:
