@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from trl import extract_prompt
 
 from fourstage.data.beside import MEDIA, OPENING, SETTINGS, opened, settings_of
+from fourstage.data.picks import FIELDS, are_picks, left_out
 from fourstage.data.turns import as_turns, check_not_learnt, holds_nothing, is_masked, turn
 
 # A text is the reason why a row is left out; None means that the row is empty.
@@ -74,7 +75,7 @@ def preference_row(row: Mapping) -> dict | str:
     The answers are texts or turns that follow a `prompt`, `instruction` (+ `input`), `question` or `messages`. They may
     also be two whole conversations, `chosen` and `rejected` or `messages` and `rejected_messages`: their common first
     turns become the prompt, which a prompt column may repeat. `system`, `history`, `tools` and `chat_template_kwargs`
-    as in `conversation_row`.
+    as in `conversation_row`. A person's choices (`picks`) are rows too; of these, ties are left out.
 
     Example: {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"} ->
         {"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": "Hello!"}],
@@ -85,6 +86,8 @@ def preference_row(row: Mapping) -> dict | str:
     Raises:
         ValueError: for columns that fit no known format (they are named), or an invalid turn, margin or kind.
     """
+    if are_picks(row) and (reason := left_out(row)):
+        return reason
     prompt, chosen, rejected = _preference_turns(row)
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
         if not turns or turns[-1]["role"] != "assistant":
@@ -103,7 +106,8 @@ def preference_row(row: Mapping) -> dict | str:
 def preference_columns(row: Mapping) -> tuple[str, ...] | None:
     """The columns that `preference_row` reads; None where it knows no format."""
     columns = _compared_columns(row)
-    return columns and (*columns, "margin", "kind", *OPENING, *SETTINGS)
+    notes = FIELDS if are_picks(row) else ()
+    return columns and (*columns, "margin", "kind", *OPENING, *SETTINGS, *notes)
 
 
 def prompt_row(row: Mapping) -> dict | None:

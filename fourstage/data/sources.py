@@ -13,6 +13,7 @@ from fourstage.arguments import DataArguments
 from fourstage.data.as_written import Rows
 from fourstage.data.choices import choices_of
 from fourstage.data.files import BUILDERS, RowError, files_of, first_problem, load_files
+from fourstage.data.picks import are_picks, rows_for
 from fourstage.errors import one_line
 
 
@@ -70,7 +71,13 @@ def load_source(source: dict, data_args: DataArguments, stage: str) -> tuple[Row
             f"{name} has no split {train_split!r}, it has {sorted(splits)}; choose with --dataset_train_split"
         )
     test = next((splits[key] for key in (data_args.dataset_test_split, "validation") if key in splits), None)
-    return _with_names(splits[train_split]), None if test is None else _with_names(test)
+    train = _useful(splits[train_split], name, stage)
+    return train, None if test is None else _useful(test, name, stage)
+
+
+def _useful(data: Rows, name: str, stage: str) -> Rows:
+    """The rows that the stage has a use for, with names instead of numbers."""
+    return rows_for(stage, data, name) if are_picks(data.column_names or ()) else _with_names(data)
 
 
 def _with_names(data: Rows) -> Rows:
