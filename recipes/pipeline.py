@@ -274,10 +274,14 @@ def minutes_here(args: argparse.Namespace) -> int:
 
 def whole_table(args: argparse.Namespace, folders: dict[int, Path], started: float, former: dict | None) -> dict:
     """stages.json: what every finished stage does with held-out items, on this machine."""
-    from fourstage.artifact.record import git_sha
-    from fourstage.demo import checks, table
-    from fourstage.demo.measured import chain_rows, read_part
-    from fourstage.parent import weights_hash
+    from fourstage.imports import lean_imports, quiet_libraries
+
+    with lean_imports():
+        from fourstage.artifact.record import git_sha
+        from fourstage.demo import checks, table
+        from fourstage.demo.measured import chain_rows, read_part
+        from fourstage.parent import weights_hash
+    quiet_libraries()
 
     paths = [folder / stage for folder in folders.values() for stage in CHAIN if (folder / stage).is_dir()]
     measured = {str(path.relative_to(args.output_dir)): weights_hash(str(path)) for path in paths} | {"code": git_sha()}
