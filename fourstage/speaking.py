@@ -1,19 +1,22 @@
 """A model that talks: opened from whatever it is, its text as it comes, with control characters escaped."""
 
+import inspect
 import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from jinja2 import TemplateError
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
@@ -87,6 +90,48 @@ class Sampling:
 
 
 @dataclass
+class Memory:
+    """Keys and values of the token `ids` that a model has read, so that the next turn reads only what is new.
+
+    Only attention that sees everything can be cut back to a beginning that two turns share. Windows, recurrent layers
+    and rotary angles that depend on the length read each turn from its first token.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    cache: DynamicCache | None = None
+
+    def recall(self, model: PreTrainedModel, ids: list[int]) -> DynamicCache | None:
+        """A cache of the longest beginning of `ids` (never all of them) that was read before; None for no cache.
+
+        It is the caller's until `keep`: what ends in between, however, leaves nothing half-read behind.
+        """
+        cache, read = self.cache, self.ids
+        self.cache, self.ids = None, []
+        if cache is None:
+            return _empty_cache(model)
+        pairs = zip(read, ids[:-1], strict=False)
+        shared = next((i for i, (old, new) in enumerate(pairs) if old != new), min(len(read), len(ids) - 1))
+        cache.crop(shared - len(read))  # minus the number of tokens to forget
+        return cache
+
+    def keep(self, cache: DynamicCache | None, ids: list[int]) -> None:
+        """Remembers a cache after the model has read `ids`, all but the last ones of them."""
+        layers = cache.layers if cache is not None else []
+        lengths = {layer.get_seq_length() for layer in layers if isinstance(layer, DynamicLayer)}
+        if len(lengths) == 1 and 0 not in lengths:  # else layers keep their states elsewhere
+            self.cache, self.ids = cache, ids[: lengths.pop()]
+
+
+def _empty_cache(model: PreTrainedModel) -> DynamicCache | None:
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        return None
+    rotary = str(getattr(model.config.get_text_config(), "rope_parameters", None))
+    cache = DynamicCache(config=model.config)
+    whole = all(type(layer) is DynamicLayer for layer in cache.layers)
+    return cache if whole and not any(kind in rotary for kind in ("'dynamic'", "'longrope'")) else None
+
+
+@dataclass
 class Speaker:
     """An opened model. `chats`: it gets turns in its chat template, else bare text that it continues."""
 
@@ -95,6 +140,7 @@ class Speaker:
     chats: bool
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    memory: Memory = field(default_factory=Memory)
 
     @property
     def context(self) -> int:
@@ -220,17 +266,22 @@ def _ignore(text: str) -> None:
 
 
 @torch.no_grad()
-def speak(speaker: Speaker, ids: list[int], sampling: Sampling, write: Callable[[str], object] = _ignore) -> Stream:
+def speak(
+    speaker: Speaker, ids: list[int], sampling: Sampling, write: Callable[[str], object] = _ignore, **more: Any
+) -> Stream:
     """Generates what follows `ids`, at most to the end of the context, handing the text to `write` as it comes.
 
-    Ctrl-C stops it: the Stream has what was said so far, and `interrupted`.
+    Ctrl-C stops it: the Stream has what was said so far, and `interrupted`. `more` goes to `generate`.
     """
     stream = Stream(speaker, write)
     inputs = torch.tensor([ids], device=speaker.model.device)
-    options = {"attention_mask": torch.ones_like(inputs), "streamer": stream}
+    cache = speaker.memory.recall(speaker.model, ids)
+    options = {"attention_mask": torch.ones_like(inputs), "streamer": stream, **more}
+    options |= {"past_key_values": cache} if cache is not None else {}
     generate = cast(Any, speaker.model).generate  # a mixin's, which nn.Module's types hide
     try:
-        generate(inputs, generation_config=sampling.config(speaker.context - len(ids)), **options)
+        said = generate(inputs, generation_config=sampling.config(speaker.context - len(ids)), **options)
+        speaker.memory.keep(cache, said[0].tolist())
     except KeyboardInterrupt:
         stream.interrupted = True
         stream.end()
