@@ -74,7 +74,7 @@ class Sampling:
         kind, is_allowed, allowed = _FIELDS[name]
         try:
             number = kind(value)
-        except ValueError:
+        except (ValueError, TypeError, OverflowError):
             number = None
         if number is None or not is_allowed(number):
             raise ValueError(f"{name}={value} must be {allowed}")

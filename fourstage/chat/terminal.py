@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from fourstage.chat.fitting import fit_text, fit_turns
 from fourstage.speaking import (
     Sampling,
     Speaker,
@@ -19,7 +20,6 @@ from fourstage.speaking import (
     note,
     open_speaker,
     speak,
-    text_ids,
     visible,
 )
 
@@ -245,22 +245,10 @@ def _why_it_ended(chat: Chat, stream: Stream) -> str:
     return f"(cut off: the context of {chat.speaker.context} tokens is full)"
 
 
-def _least_room(chat: Chat) -> int:
-    """Tokens kept free for an answer."""
-    return min(chat.sampling.max_new_tokens, chat.speaker.context // 4)
-
-
 def _turn_ids(chat: Chat, text: str) -> list[int]:
     """Ids of the conversation with the new turn; if the context is full, the oldest turns are left out for good."""
-    turn, room = {"role": "user", "content": text}, chat.speaker.context - _least_room(chat)
-    since = chat.since
-    while True:
-        ids = chat_ids(chat.speaker, [*chat.system_turns(), *chat.turns[since:], turn])
-        if len(ids) <= room or since >= len(chat.turns):
-            break
-        since += 2
-    if len(ids) >= chat.speaker.context:
-        raise ValueError(f"{len(ids)} tokens do not fit into the context of {chat.speaker.context}; shorten the text")
+    turns = [*chat.turns, {"role": "user", "content": text}]
+    ids, since = fit_turns(chat.speaker, chat.system_turns(), turns, chat.sampling.max_new_tokens, chat.since)
     if since > chat.since:
         note(f"(the context of {chat.speaker.context} tokens is full: it no longer sees the first {since} messages)")
     chat.since = since
@@ -269,7 +257,7 @@ def _turn_ids(chat: Chat, text: str) -> list[int]:
 
 def _continued_ids(chat: Chat, text: str) -> list[int]:
     """Ids of bare text; if the context is full, only the last of them."""
-    ids, room = text_ids(chat.speaker, text), chat.speaker.context - _least_room(chat)
-    if len(ids) > room:
-        note(f"(the context of {chat.speaker.context} tokens is full: it sees the last {room} tokens)")
-    return ids[-room:]
+    ids, left_out = fit_text(chat.speaker, text, chat.sampling.max_new_tokens)
+    if left_out:
+        note(f"(the context of {chat.speaker.context} tokens is full: it sees the last {len(ids)} tokens)")
+    return ids
