@@ -65,8 +65,8 @@ MAY_IMPORT = {
     "chat": "evaluation models speaking",
     "demo": "arguments artifact atomic data evaluation models parent rl stages verifiers",
     "web": "",
-    "prefer": "data web",
-    "cli": "artifact chat report shipped",
+    "prefer": "arguments data errors evaluation models parent rl speaking web",
+    "cli": "artifact chat prefer report shipped",
 }
 # All that these may import beside the standard library and themselves.
 KNOWS_ONLY = {
