@@ -3,7 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 _Commands = argparse._SubParsersAction  # argparse has no public name for what add_subparsers gives
@@ -49,18 +50,29 @@ def _add_prefer(commands: _Commands) -> None:
     prefer = commands.add_parser("prefer", help="choose the better of two answers, on a page in the browser")
     add = prefer.add_argument
     add("models", nargs="*", metavar="MODEL", help="one model, which answers twice, or two; named as for chat")
-    add("--prompts", metavar="FILE", help="rows with prompts, or .txt, a prompt a line (default: what the run held out)")
+    add(
+        "--prompts", metavar="FILE", help="rows with prompts, or .txt, a prompt a line (default: what the run held out)"
+    )
     add("--output", type=Path, default=Path("prefs.jsonl"), metavar="FILE", help="the choices (default: prefs.jsonl)")
     add("--temperature", type=float, default=1.0, help="of the answers (default: 1)")
     add("--max_new_tokens", type=int, default=256, help="longest answer (default: 256)")
     add("--seed", type=int, default=0, help="of the answers and of their sides (default: 0)")
     add("--pick", choices=("random", "uncertain"), default="random", help="which pairs come first (default: random)")
-    add("--reward_model", metavar="DIR", help="with --pick uncertain: it is the least sure of them; with --stats: tried")
-    add("--host", default="127.0.0.1", help="127.0.0.1 is for this machine alone; others need the token that is printed")
+    add(
+        "--reward_model", metavar="DIR", help="with --pick uncertain: it is the least sure of them; with --stats: tried"
+    )
+    add(
+        "--host", default="127.0.0.1", help="127.0.0.1 is for this machine alone; others need the token that is printed"
+    )
     add("--port", type=int, default=8420, help="0 for any free one (default: 8420)")
     add("--trains_next", action="store_true", help="the page says that a training follows, as `make prefer` has it")
     add("--stats", type=Path, metavar="FILE", help="say what the choices in a file amount to, and exit")
-    add("--export", type=Path, metavar="FILE", help="with --stats: write prompt, chosen and rejected alone to a new file")
+    add(
+        "--export",
+        type=Path,
+        metavar="FILE",
+        help="with --stats: write prompt, chosen and rejected alone to a new file",
+    )
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="default: as it was saved")
     code = "run code from the model's repository"
     add("--trust_remote_code", nargs="?", const="true", default="false", choices=("true", "false"), help=code)
@@ -69,8 +81,14 @@ def _add_prefer(commands: _Commands) -> None:
 
 def _add_chat(commands: _Commands) -> None:
     """`chat` and `compare`, with the flags that they share."""
-    chat = commands.add_parser("chat", help="talk to a model in the terminal, or through pipes")
-    chat.add_argument("model", metavar="MODEL", help="a finished stage, a saved model, a Hub id or a .gguf file")
+    chat = commands.add_parser("chat", help="talk to a model in the terminal, through pipes, or on a page (--web)")
+    stage = "a finished stage, a saved model, a Hub id or a .gguf file; with --web several, or the folder of a chain"
+    chat.add_argument("models", nargs="*", metavar="MODEL", help=stage)
+    chat.add_argument("--web", action="store_true", help="on a page in the browser (without MODEL: runs/demo)")
+    chat.add_argument("--host", default="127.0.0.1", help="with --web: others need the token that is printed")
+    chat.add_argument("--port", type=int, default=8421, help="with --web: 0 for any free one (default: 8421)")
+    where = "with --web: which of two answers you found better (default: prefs.jsonl)"
+    chat.add_argument("--output", type=Path, default=Path("prefs.jsonl"), metavar="FILE", help=where)
     chat.add_argument("--prompt", metavar="TEXT", help="answer this alone, and exit")
     chat.add_argument("--continue", action="store_true", dest="continue_text", help="continue text, whatever the model")
     chat.add_argument("--seed", type=int, help="seed of the sampling (default: another at every start)")
@@ -101,6 +119,13 @@ def _add_speaking(parser: argparse.ArgumentParser, temperature: float, max_new_t
 
 
 def _chat(arguments: argparse.Namespace) -> int:
+    if arguments.web:
+        with _extra_ui("chat --web"):
+            from fourstage.chat.web import run_web
+
+        return run_web(arguments)
+    if len(arguments.models) != 1:
+        raise ValueError(f"models={' '.join(arguments.models)}: name one model to talk to, or several with --web")
     from fourstage.chat.terminal import run_chat
 
     return run_chat(arguments)
@@ -117,12 +142,19 @@ def _prefer(arguments: argparse.Namespace) -> int:
         from fourstage.prefer.statistics import run_statistics
 
         return run_statistics(arguments)
-    try:
+    with _extra_ui("prefer"):
         from fourstage.prefer.run import run_prefer
+
+    return run_prefer(arguments)
+
+
+@contextmanager
+def _extra_ui(command: str) -> Generator[None]:
+    try:
+        yield
     except ModuleNotFoundError as error:
         needed = 'pip install -e ".[ui]" -c constraints.txt'
-        raise ValueError(f"prefer needs the extra ui, {error.name} is missing: {needed}") from None
-    return run_prefer(arguments)
+        raise ValueError(f"{command} needs the extra ui, {error.name} is missing: {needed}") from None
 
 
 def _report(arguments: argparse.Namespace) -> int:

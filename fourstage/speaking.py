@@ -220,7 +220,7 @@ def text_ids(speaker: Speaker, text: str) -> list[int]:
 
 
 class Stream(BaseStreamer):
-    """The text of `generate`, handed to `write` token by token; only unfinished characters are kept back.
+    """The text of `generate`, handed to `write` once for each token; only unfinished characters are kept back.
 
     (transformers' TextStreamer keeps each word back until the next has begun.) `text` is all of it so far, `tokens`
     how many, `stopped` whether the model ended it, `interrupted` whether Ctrl-C did. Special tokens are left out.
@@ -250,11 +250,12 @@ class Stream(BaseStreamer):
 
     def _hand_on(self, final: bool) -> None:
         before, after = self._decode(self._ids[self._first : self._read]), self._decode(self._ids[self._first :])
+        new = ""
         if final or not after.endswith("\ufffd"):
             new = after[len(before) :]
             self._first, self._read = self._read, len(self._ids)
             self.text += new
-            self.write(new)
+        self.write(new)
 
     def _decode(self, ids: list[int]) -> str:
         text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -62,7 +62,7 @@ MAY_IMPORT = {
     "speed": "arguments",
     "resolve": "arguments data grpo models optim ppo pretraining speed",
     "speaking": "models parent",
-    "chat": "evaluation models speaking",
+    "chat": "data errors evaluation models parent prefer speaking stages web",
     "demo": "arguments artifact atomic data evaluation models parent rl stages verifiers",
     "web": "",
     "prefer": "arguments data errors evaluation models parent rl speaking web",

@@ -68,7 +68,7 @@ def run_chat(arguments: argparse.Namespace) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     speaker = open_speaker(
-        arguments.model,
+        arguments.models[0],
         revision=arguments.revision,
         dtype=arguments.dtype,
         trust_remote_code=arguments.trust_remote_code == "true",
