@@ -201,7 +201,9 @@ def describe(found: Mapping) -> str:
     lines += [_position_line(found["position"]), *_agreement_lines(found["agreement"])]
     steady = found["steady"]
     if steady["repeats"]:
-        lines.append(f"steady: {_share(steady['alike'], steady['repeats'])} repeated pairs, sides swapped, were chosen alike")
+        lines.append(
+            f"steady: {_share(steady['alike'], steady['repeats'])} repeated pairs, sides swapped, were chosen alike"
+        )
     reasons = [f"{count:,} {reason}" for reason, count in found["left_out"].items()]
     return "\n".join([*lines, f"ready for a reward model: {found['ready']:,}" + _left_out_words(reasons)])
 
