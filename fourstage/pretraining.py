@@ -45,7 +45,8 @@ class PretrainTrainer(SFTTrainer):
         )
         packs = packs_here(kwargs["args"])
         if packs:
-            kwargs["args"].dataset_kwargs = {"skip_prepare_dataset": True}
+            given = kwargs["args"].dataset_kwargs or {}
+            kwargs["args"].dataset_kwargs = {**given, "skip_prepare_dataset": True}
         super().__init__(*args, **(kwargs if keep_markers or packs else kwargs | _with_plain_markers(**kwargs)))
         self.processing_class = tokenizer  # the one to save
         if packs:

@@ -48,7 +48,8 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     tell_untrained(tokenizer, train, "train")
 
     if not (training_args.packing or training_args.eval_packing or training_args.shuffle_dataset):
-        training_args.dataset_kwargs = {"skip_prepare_dataset": True}  # nothing is left to do
+        given = training_args.dataset_kwargs or {}
+        training_args.dataset_kwargs = {**given, "skip_prepare_dataset": True}  # nothing is left to do
 
     # The model and its trainer
     model = load_causal_lm(model_args, tokenizer)
