@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,9 +24,9 @@ from fourstage.models.opening import open_tokenizer
 from fourstage.parent import find_parent
 from fourstage.speaking import note, visible
 
-_NOT_SEEN = "none of which its run names as data"
+_OTHER_DATA = "its run names other data"
 _HELD_OUT = "those that its own training held out"
-_SOME_SEEN = "it was trained on some of these, so this flatters it"
+_MAYBE_SEEN = "it was trained on some of these, or on a file of the same name, so this may flatter it"
 _UNKNOWN = "whether it was trained on some of these is not known: it has no run.json"
 
 
@@ -69,12 +70,12 @@ def _rows(record: Mapping | None, path: Path, tokenizer: PreTrainedTokenizerBase
     """The pairs to score, read as the model's run would read them, and what they are to it."""
     data_args = restored(DataArguments, record["arguments"]["data"]) if record else DataArguments()
     sources = data_args.datasets or [{"dataset_name": data_args.dataset_name or ""}]
-    is_source = [Path(source["dataset_name"]).resolve() == path.resolve() for source in sources]
-    if record and is_source == [True]:
-        held_out = _held_out(record, data_args, tokenizer)
+    if record and len(sources) == 1:
+        held_out = _held_out(record, replace(data_args, dataset_name=str(path), datasets=None), tokenizer)
         if held_out is not None:
             return held_out, _HELD_OUT
-    which = _UNKNOWN if record is None else _SOME_SEEN if any(is_source) else _NOT_SEEN
+    is_named = any(Path(source["dataset_name"]).name == path.name for source in sources)
+    which = _UNKNOWN if record is None else _MAYBE_SEEN if is_named else _OTHER_DATA
     asked = DataArguments(fold_system=data_args.fold_system)
     rows = held_out_rows("reward", str(path), asked, 0, tokenizer=tokenizer)
     assert isinstance(rows, Dataset)
@@ -82,7 +83,9 @@ def _rows(record: Mapping | None, path: Path, tokenizer: PreTrainedTokenizerBase
 
 
 def _held_out(record: Mapping, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
-    """The pairs that a run held out of its file; None if the file has changed since, and with it what is held out."""
+    """The pairs that a run held out; None if these are not the rows that it read, wherever they lay then: with other
+    rows, such as later ones, others are held out.
+    """
     try:
         train, test = load_preferences(data_args, record["seed"], tokenizer)
     except ValueError:

@@ -19,6 +19,7 @@ from fourstage.speaking import visible
 
 _SIDES, _TIES = ("left", "right"), ("both_good", "both_bad")
 _SWAPPED = {"left": "right", "right": "left"}
+_WORDS = {"both_good": "both good", "both_bad": "both bad", "skip": "skipped"}
 _LONGEST = 60  # characters of a name that are printed
 
 
@@ -189,7 +190,7 @@ def _steady(rows: Iterable[Mapping]) -> dict:
 def describe(found: Mapping) -> str:
     """The statistics in lines for the terminal; what stands in names is harmless there."""
     counts = found["choices"]
-    kinds = [f"{counts[kind]:,} {kind.replace('_', ' ')}" for kind in CHOICES if counts.get(kind)]
+    kinds = [f"{counts[kind]:,} {_WORDS.get(kind, kind)}" for kind in CHOICES if counts.get(kind)]
     total = sum(counts[kind] for kind in CHOICES if kind != "undo")
     lines = [f"{total:,} choices" + (f": {', '.join(kinds)}" if kinds else "") + _pace_words(found["seconds"])]
     lines += [f"  {counts['repeated']:,} more about repeated pairs"] if counts["repeated"] else []

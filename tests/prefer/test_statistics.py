@@ -214,12 +214,14 @@ def test_a_reward_model_beside_the_people(base, tmp_path, capsys):
     assert last.startswith("reward model ") and last.endswith(
         "as the people chose; those that its own training held out"
     )
+    moved = shutil.copy(path, tmp_path / "moved.jsonl")
+    assert score(str(tmp_path / "reward"), moved) == found
 
     filled(path, choice("new", prompt=turn("new", "user")))
     grown = score(str(tmp_path / "reward"), path)
     assert grown["pairs"] == 35 and "trained on some of these" in grown["which"]
     other = filled(tmp_path / "other.jsonl", *read_choices(path), *kinds("L", start=70))
-    assert score(str(tmp_path / "reward"), other)["which"].startswith("none of which its run names")
+    assert score(str(tmp_path / "reward"), other)["which"] == "its run names other data"
     shutil.copytree(tmp_path / "reward", tmp_path / "saved", ignore=shutil.ignore_patterns("run.json"))
     assert "not known" in score(str(tmp_path / "saved"), other)["which"]
     with pytest.raises(ValueError, match="cannot score; name a reward model"):
