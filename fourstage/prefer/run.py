@@ -14,11 +14,12 @@ from fourstage.data.picks import left_out, standing
 from fourstage.models.checkpoint import open_classifier
 from fourstage.models.opening import open_tokenizer
 from fourstage.parent import find_parent, weights_hash
-from fourstage.prefer.pairs import Maker, Stock
+from fourstage.prefer.pairs import Maker
 from fourstage.prefer.record import ChoiceFile
 from fourstage.prefer.server import Desk, routes
-from fourstage.speaking import Speaker, chat_ids, note, open_speaker
-from fourstage.web.serving import serve
+from fourstage.prefer.stock import Stock
+from fourstage.speaking import Sampling, Speaker, note, open_speaker
+from fourstage.web.serving import listen, serve
 
 _MOST_PROMPTS = 2_000
 
@@ -30,32 +31,51 @@ def run_prefer(arguments: argparse.Namespace) -> int:
         ValueError: for models that cannot be opened or do not chat, no prompts, or files and ports that cannot be used.
     """
     if not 1 <= len(arguments.models) <= 2:
-        raise ValueError(f"models={' '.join(arguments.models)}: name one model, or two to compare")
+        raise ValueError(f"models={' '.join(arguments.models)!r}: name one model, or two to compare")
     if arguments.pick == "uncertain" and not arguments.reward_model:
         raise ValueError("pick=uncertain needs a reward model that is unsure; name one with --reward_model")
+    Sampling(arguments.temperature, 1.0, 0, arguments.max_new_tokens)  # raises for values that no model can sample by
+    listen(arguments.host, arguments.port).close()  # said before the models are opened, which may take minutes
     file = ChoiceFile(arguments.output)
+    maker = _maker(arguments)
+    stock = Stock(arguments.output.with_stem(arguments.output.stem + ".pairs"), maker, arguments.pick)
+    desk = Desk(file, stock, lambda: os.kill(os.getpid(), signal.SIGTERM), arguments.trains_next)
+    stock.start()
+    try:
+        what = f"{len(maker.prompts):,} prompts; choose at"
+        serve("prefer.html", routes(desk), arguments.host, arguments.port, note, what)
+    finally:
+        stock.end()
+    _say_what_came(file, arguments)
+    return 0
+
+
+def _maker(arguments: argparse.Namespace) -> Maker:
+    """What makes the pairs: models, prompts that fit them, and the reward model if there is one."""
     options: dict[str, Any] = {"dtype": arguments.dtype, "trust_remote_code": arguments.trust_remote_code == "true"}
     speakers = [_open(name, options) for name in arguments.models]
-    prompts = _prompts(arguments, speakers)
     sampling = {"temperature": arguments.temperature, "max_new_tokens": arguments.max_new_tokens}
+    hashes = [weights_hash(name) for name in arguments.models]
     scorer = arguments.reward_model and (
-        open_classifier(arguments.reward_model),
+        open_classifier(arguments.reward_model, note),
         open_tokenizer(arguments.reward_model),
     )
-    hashes = [weights_hash(name) for name in arguments.models]
-    maker = Maker(speakers, hashes, prompts, sampling, arguments.seed, scorer)
-    stock = Stock(arguments.output.with_suffix(".pairs.jsonl"), maker, arguments.pick)
-    stock.start()
-    desk = Desk(file, stock, lambda: os.kill(os.getpid(), signal.SIGTERM), arguments.trains_next)
-    serve("prefer.html", routes(desk), arguments.host, arguments.port, note, f"{len(prompts):,} prompts; choose at")
-    stock.end()
+    maker = Maker(speakers, hashes, [], sampling, arguments.seed, scorer or None)
+    if not maker.could_differ():
+        raise ValueError(
+            f"temperature={arguments.temperature:g} gives the same answer twice; choose a higher one, or two models"
+        )
+    maker.prompts = _prompts(arguments, maker)
+    return maker
+
+
+def _say_what_came(file: ChoiceFile, arguments: argparse.Namespace) -> None:
     rows = standing(file.rows)
     ready = sum(left_out(row) is None for row in rows)
-    note(f"{arguments.output}: {len(rows):,} choices, {ready:,} of them pairs for a reward model")
+    note(f"{file.path}: {len(rows):,} choices, {ready:,} of them pairs for a reward model")
     if ready and not arguments.trains_next:
-        data = f"--model_name_or_path {arguments.models[0]} --dataset_name {arguments.output}"
+        data = f"--model_name_or_path {arguments.models[0]} --dataset_name {file.path}"
         note(f"next: accelerate launch recipes/reward.py {data}")
-    return 0
 
 
 def _open(name: str, options: dict[str, Any]) -> Speaker:
@@ -67,7 +87,7 @@ def _open(name: str, options: dict[str, Any]) -> Speaker:
     return speaker
 
 
-def _prompts(arguments: argparse.Namespace, speakers: list[Speaker]) -> list[list[dict]]:
+def _prompts(arguments: argparse.Namespace, maker: Maker) -> list[list[dict]]:
     """The prompts to answer, all different: of a file, or what the first model's own run held out.
 
     Those that leave no room for an answer in the context of a model are left out, and counted.
@@ -78,7 +98,7 @@ def _prompts(arguments: argparse.Namespace, speakers: list[Speaker]) -> list[lis
     else:
         rows = _rows(name, arguments.models[0])
     distinct = {repr(row["prompt"]): row["prompt"] for row in rows}
-    fitting = [prompt for prompt in distinct.values() if all(_fits(speaker, prompt) for speaker in speakers)]
+    fitting = [prompt for prompt in distinct.values() if maker.fits(prompt)]
     where = name or f"the data of {arguments.models[0]}"
     if len(fitting) < len(distinct):
         note(f"{where}: {len(distinct) - len(fitting)} of {len(distinct)} prompts fill the model's context, left out")
@@ -89,7 +109,7 @@ def _prompts(arguments: argparse.Namespace, speakers: list[Speaker]) -> list[lis
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"prompts={path} cannot be read as UTF-8 text ({error}); name another file") from None
 
@@ -103,7 +123,3 @@ def _rows(name: str | None, model: str) -> list[dict]:
         data_args, seed = restored(DataArguments, record["arguments"]["data"]), record["seed"]
     rows = held_out_rows("ppo", name, replace(data_args, unreadable="drop"), seed, prompt_row)
     return list(rows.take(_MOST_PROMPTS))
-
-
-def _fits(speaker: Speaker, prompt: list[dict]) -> bool:
-    return len(chat_ids(speaker, prompt)) + 8 <= speaker.context

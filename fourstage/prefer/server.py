@@ -13,11 +13,15 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from fourstage.data.picks import CHOICES, FIELDS, left_out, standing
-from fourstage.prefer.pairs import Pair, Stock
+from fourstage.prefer.pairs import Pair
 from fourstage.prefer.record import ChoiceFile
+from fourstage.prefer.stock import Stock
+from fourstage.speaking import note
 
 REPEAT_EVERY = 10  # choices, after which a person sees one of the earlier pairs again
-_PATIENCE = 5.0  # seconds that a page is kept waiting for a pair, before it asks again
+_PATIENCE = 1.5  # seconds that a page waits for a pair before it asks again; a server that ends leaves it 2
+_SIDES = ("left", "right")
+_KEPT = ("pair", "prompt", "person", "models", "sampling", "repeat_of")  # of a choice, in the line that undoes it
 _LONGEST_NAME, _LONGEST_TEXT = 60, 100_000  # characters
 
 
@@ -45,11 +49,15 @@ class Desk:
             self.stock.wait(person, _PATIENCE)
             pair = self._pair_for(person)
         waiting = pair is None and (self.stock.problem is None or self.stock.is_asking(person))
+        named = pair is not None and (person, pair.pair) in self.stock.named
         return {
             "pair": pair and {"id": pair.pair, "prompt": pair.prompt, "left": pair.left, "right": pair.right},
             "own": bool(pair and pair.person and pair.repeat_of is None),
+            "names": {side: m["name"] for side, m in zip(_SIDES, pair.models, strict=True)} if pair and named else None,
+            "last": next(reversed(self._standing(person)), None),
             "waiting": waiting,
             "problem": None if pair or waiting else self.stock.problem,
+            "notice": self.stock.notice(person) if pair else None,
             "trains_next": self.trains_next,
             "progress": progress(self.file.rows, person),
         }
@@ -59,11 +67,10 @@ class Desk:
         person, choice = _person(request), request.get("choice")
         if choice not in CHOICES or choice == "undo":
             raise Refused(f"choice={choice!r:.40} must be one of {', '.join(CHOICES[:-1])}")
-        pair = self.stock.pairs.get(str(request.get("pair")))
-        if pair is None or pair.pair not in self.stock.dealt.get(person, []):
-            raise Refused("this pair is not yours to choose; here is the next one")
+        pair = self._dealt(request)
         with self._lock:
-            row = _row(pair, person, str(choice), request)
+            blind = (person, pair.pair) not in self.stock.named
+            row = _row(pair, person, str(choice), blind, request)
             former = self._standing(person).get(pair.pair)
             if former and any(former[name] != row[name] for name in ("choice", "better", "comment")):
                 raise Refused("you have chosen already about this pair, in another tab or before; here is the next one")
@@ -72,15 +79,15 @@ class Desk:
         return self.state(request)
 
     def undo(self, request: Mapping) -> dict:
-        """Takes the person's last choice back: that is written too, and the pair is at hand again."""
-        person = _person(request)
+        """Takes a choice back, the `last` of a state: that is written too, once, and the pair is at hand again."""
+        person, pair = _person(request), request.get("pair")
         with self._lock:
-            last = next(iter(reversed(self._standing(person).values())), None)
-            if last is None:
+            mine = [row for row in self.file.rows if row["person"] == person and row["pair"] == pair]
+            if not mine:
                 raise Refused("there is no choice of yours to undo")
-            blank = dict.fromkeys(FIELDS)
-            kept = {name: last[name] for name in ("pair", "prompt", "person", "models", "sampling", "repeat_of")}
-            self.file.append({**blank, **kept, "choice": "undo", "time": _now()})
+            if mine[-1]["choice"] != "undo":
+                kept = {name: mine[-1][name] for name in _KEPT}
+                self.file.append({**dict.fromkeys(FIELDS), **kept, "choice": "undo", "time": _now()})
         return self.state(request)
 
     def ask(self, request: Mapping) -> dict:
@@ -88,20 +95,28 @@ class Desk:
         text = _text(request, "text")
         if text is None:
             raise Refused("write a prompt first")
-        self.stock.ask([{"role": "user", "content": text}], _person(request))
-        return {}
+        prompt = [{"role": "user", "content": text}]
+        if not self.stock.maker.fits(prompt):
+            raise Refused("this prompt leaves the model no room to answer; write a shorter one")
+        self.stock.ask(prompt, _person(request))
+        return self.state(request)
 
     def names(self, request: Mapping) -> dict:
-        """Which model wrote which answer, on demand."""
-        pair = self.stock.pairs.get(str(request.get("pair")))
-        if pair is None:
-            raise Refused("there is no such pair")
-        return {"left": pair.models[0]["name"], "right": pair.models[1]["name"]}
+        """From now on the state has the pair's `names`, which model wrote which; a choice is not a blind one then."""
+        self.stock.name(self._dealt(request), _person(request))
+        return self.state(request)
 
     def enough(self, request: Mapping) -> dict:
         """Ends the server."""
         self.end()
         return {"rows": progress(self.file.rows, _person(request))["ready"]}
+
+    def _dealt(self, request: Mapping) -> Pair:
+        """The pair that the request names, if this person got it."""
+        pair = self.stock.pairs.get(str(request.get("pair")))
+        if pair is None or pair.pair not in self.stock.dealt.get(_person(request), []):
+            raise Refused("this pair is not yours to choose; here is the next one")
+        return pair
 
     def _pair_for(self, person: str) -> Pair | None:
         with self._lock:
@@ -120,9 +135,9 @@ class Desk:
         return next((self.stock.pairs[name] for name in dealt if name in self.stock.pairs and name not in chosen), None)
 
     def _next(self, person: str) -> Pair | None:
-        rows = [row for row in self._standing(person).values() if row["choice"] != "skip"]
-        repeated = {row["repeat_of"] for row in rows if row["repeat_of"]}
-        own = [row for row in rows if not row["repeat_of"]]
+        rows = self._standing(person).values()
+        repeated = {row["repeat_of"] for row in rows if row["repeat_of"]}  # skipped ones too: they were shown
+        own = [row for row in rows if not row["repeat_of"] and row["choice"] != "skip"]
         if not self.stock.is_asking(person) and len(own) >= REPEAT_EVERY * (len(repeated) + 1):
             earlier = [row["pair"] for row in own[:-3] if row["pair"] in self.stock.pairs.keys() - repeated]
             if earlier:
@@ -141,9 +156,10 @@ def progress(rows: list[dict], person: str) -> dict:
     mine = [row for row in stand if row["person"] == person]
     counts = Counter(row["choice"] for row in mine)
     sides = counts["left"] + counts["right"]
+    seconds = [row["seconds"] for row in mine if row["seconds"] is not None]  # an edited file may have none
     return {
         "counts": counts,
-        "pace": statistics.median([row["seconds"] for row in mine]) if mine else None,
+        "pace": statistics.median(seconds) if seconds else None,
         "left": counts["left"] / sides if sides else None,
         "steady": _steady(mine),
         "agree": _agreeing(stand, person),
@@ -169,7 +185,7 @@ def _agreeing(stand: list[Mapping], person: str) -> tuple[int, int]:
     return sum(mine[row["pair"]] == row["choice"] for row in others), len(others)
 
 
-def _row(pair: Pair, person: str, choice: str, request: Mapping) -> dict:
+def _row(pair: Pair, person: str, choice: str, blind: bool, request: Mapping) -> dict:
     """The line of a choice. A better answer becomes the chosen one; of two bad ones it beats the left."""
     better, sides = _text(request, "better"), {"left": pair.left, "right": pair.right}
     chosen = rejected = None
@@ -177,6 +193,8 @@ def _row(pair: Pair, person: str, choice: str, request: Mapping) -> dict:
         chosen, rejected = better or sides[choice], sides["right" if choice == "left" else "left"]
     elif better and choice != "skip":
         chosen, rejected = better, pair.left
+    if chosen and rejected and chosen.strip() == rejected.strip():
+        raise Refused("your better answer is the one that it would beat; change it, or choose that one")
     return {
         "pair": pair.pair,
         "choice": choice,
@@ -191,7 +209,7 @@ def _row(pair: Pair, person: str, choice: str, request: Mapping) -> dict:
         "time": _now(),
         "models": pair.models,
         "sampling": pair.sampling,
-        "blind": request.get("blind") is not False,
+        "blind": blind,
         "repeat_of": pair.repeat_of,
     }
 
@@ -225,7 +243,9 @@ def _now() -> str:
 def routes(desk: Desk) -> list[Route]:
     """The routes under /api/: every one takes and gives JSON, an error with the text to show."""
 
-    def route(act: Callable[[Mapping], dict]) -> Route:
+    def route(name: str) -> Route:
+        act: Callable[[Mapping], dict] = getattr(desk, name)
+
         async def endpoint(request: Request) -> JSONResponse:
             try:
                 body = await request.json()
@@ -234,11 +254,11 @@ def routes(desk: Desk) -> list[Route]:
                 return JSONResponse(await run_in_threadpool(act, body))
             except OSError as error:
                 where = f"{desk.file.path} cannot be written: {error.strerror or error}"
-                print(f"not saved: {where}", flush=True)
-                return JSONResponse({"error": f"Not saved. {where}. Make room, then choose again."}, 507)
-            except ValueError as error:  # JSON that is broken is one too
+                note(f"not saved: {where}")
+                return JSONResponse({"error": f"Not saved. {where}. Mend that, then choose again."}, 507)
+            except (ValueError, RecursionError) as error:  # broken JSON, and JSON that is too deep
                 return JSONResponse({"error": str(error)}, 409)
 
-        return Route(f"/{act.__name__}", endpoint, methods=["POST"])
+        return Route(f"/{name}", endpoint, methods=["POST"])
 
-    return [route(act) for act in (desk.state, desk.choose, desk.undo, desk.ask, desk.names, desk.enough)]
+    return [route(name) for name in ("state", "choose", "undo", "ask", "names", "enough")]

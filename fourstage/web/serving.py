@@ -2,7 +2,9 @@
 
 import hmac
 import ipaddress
+import re
 import secrets
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -28,6 +30,8 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]@/\s]+)(?::(\d{1,5}))?")  # a name, and a port unless that is 80
 
 
 def is_loopback(host: str) -> bool:
@@ -72,8 +76,8 @@ class Guard:
     def _refusal(self, scope: Scope) -> tuple[HTTPStatus, str] | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        name, _, port = host.rpartition(":")
-        if self.token is None and not (is_loopback(name) and port == str(self.port)):
+        named = _HOST.fullmatch(host)
+        if self.token is None and not (named and is_loopback(named[1]) and int(named[2] or 80) == self.port):
             return HTTPStatus.MISDIRECTED_REQUEST, f"this server is not called {host!r}"
         if self.token is not None and not scope["path"].startswith("/static/"):
             given = headers.get("x-token") or QueryParams(scope["query_string"]).get("token", "")
@@ -108,6 +112,7 @@ def listen(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
+        sock.listen()  # another process can bind the address until then
     except OverflowError:
         raise ValueError(f"port={port} must be 0 (any free one) to 65535") from None
     except socket.gaierror:
@@ -126,9 +131,20 @@ def serve(
     sock = listen(host, port)
     port = sock.getsockname()[1]
     token = None if is_loopback(host) else secrets.token_urlsafe(24)
-    shown = "127.0.0.1" if is_loopback(host) else socket.gethostname() if host in ("0.0.0.0", "::") else host
+    shown = socket.gethostname() if host in ("", "0.0.0.0", "::") else host
     shown = f"[{shown}]" if ":" in shown else shown
-    say(f"{what}: http://{shown}:{port}/" + (f"?token={quote(token)}" if token else ""))
     app = page_app(page, routes, port, token)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2)
-    uvicorn.Server(config).run(sockets=[sock])
+    server = uvicorn.Server(config)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    # uvicorn sends itself the signal that ended it once more, by which the process would die without its last words
+    before = {sign: signal.signal(sign, stop) for sign in (signal.SIGINT, signal.SIGTERM)}
+    say(f"{what}: http://{shown}:{port}/" + (f"?token={quote(token)}" if token else ""))
+    try:
+        server.run(sockets=[sock])
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)

@@ -1,15 +1,16 @@
 import { call, visible } from "./api.js";
 
 const $ = (id) => document.getElementById(id);
-const PAUSE = 250; // ms after a pair appears in which no choice counts: a double click or a held key was meant for the last
+const PAUSE = 350; // ms after a pair appears in which no choice counts: a second tap was meant for the last one
 const RETRY = 1500; // ms
 
 let pair = null; // the pair on the page
 let shownAt = 0; // when it appeared
 let away = 0; // ms in which the page was hidden since then
 let hiddenSince = null;
-let blind = true;
+let last = null; // the pair of the choice that Undo takes back
 let busy = false;
+let asked = 0; // requests for the state; only the newest answer is shown
 
 const stored = (storage, name) => { try { return storage.getItem(name); } catch { return null; } };
 const store = (storage, name, value) => { try { storage.setItem(name, value); } catch { /* a private window */ } };
@@ -23,9 +24,10 @@ function say(text) {
 
 /** Sends a request until the server answers it: every one may be sent twice without harm. */
 async function send(path, body) {
+  const sent = { person: person(), ...body };
   for (;;) {
     try {
-      const answer = await call(path, { person: person(), ...body });
+      const answer = await call(path, sent);
       say(null);
       return answer;
     } catch (error) {
@@ -41,10 +43,10 @@ function put(element, text) {
   element.classList.toggle("nothing", !text.trim());
 }
 
-function showPrompt(turns) {
+function showPrompt(turns, own) {
   const parts = turns.flatMap((turn) => {
     const title = document.createElement("h2");
-    title.textContent = { user: "Prompt", system: "System", assistant: "Answer before" }[turn.role] ?? visible(turn.role);
+    title.textContent = { user: own ? "Your prompt" : "Prompt", system: "System", assistant: "Answer before" }[turn.role] ?? visible(turn.role);
     const text = document.createElement("div");
     text.className = "said";
     text.dir = "auto";
@@ -81,131 +83,165 @@ function show(state) {
   $("enough").textContent = state.trains_next ? "That is enough: train on my choices" : "That is enough";
   $("waiting").hidden = !state.waiting;
   $("again").hidden = !state.problem;
-  if (state.problem) say(state.problem);
+  if (state.problem || state.notice) say(state.problem ?? state.notice);
   const isNew = state.pair?.id !== pair?.id;
-  pair = state.pair;
+  [pair, last] = [state.pair, state.last];
+  $("undo").disabled = !last;
   $("pair").hidden = !pair;
   $("names").hidden = !pair;
-  if (pair && isNew) showPair();
-  if (state.waiting) refresh();
+  if (pair && isNew) showPair(state.own);
+  showNames(state.names);
+  if (state.waiting) setTimeout(look, 300);
 }
 
-function showPair() {
-  [shownAt, away, blind] = [performance.now(), 0, true];
+function showPair(own) {
+  [shownAt, away] = [performance.now(), 0];
   hiddenSince = document.hidden ? shownAt : null;
-  showPrompt(pair.prompt);
+  showPrompt(pair.prompt, own);
   for (const side of ["left", "right"]) {
     put($(side), pair[side]);
     $(side).scrollTop = 0;
-    $(`${side}-name`).textContent = "";
     $(side).parentElement.classList.remove("picked");
   }
-  $("names").setAttribute("aria-expanded", "false");
-  const draft = JSON.parse(stored(sessionStorage, `draft ${pair.id}`) ?? "{}");
+  const draft = JSON.parse(stored(sessionStorage, draftOf(pair)) ?? "{}");
   $("better").value = draft.better ?? "";
   $("comment").value = draft.comment ?? "";
   $("more").open = Boolean(draft.better || draft.comment);
-  if (!["INPUT", "TEXTAREA"].includes(document.activeElement?.tagName)) $("prompt").focus({ preventScroll: true });
+  if (!isTyping(document.activeElement)) $("prompt").focus({ preventScroll: true });
+  if ($("prompt").getBoundingClientRect().top < 0) $("prompt").scrollIntoView();
 }
 
+function showNames(names) {
+  for (const side of ["left", "right"]) $(`${side}-name`).textContent = names ? visible(names[side]) : "";
+  $("names").setAttribute("aria-expanded", String(Boolean(names)));
+}
+
+const isTyping = (element) => ["INPUT", "TEXTAREA", "SELECT"].includes(element?.tagName);
+const draftOf = ({ id }) => `draft ${person()} ${id}`; // kept after the choice too: Undo brings it back
+
 function keepDraft() {
-  if (pair) store(sessionStorage, `draft ${pair.id}`, JSON.stringify({ better: $("better").value, comment: $("comment").value }));
+  if (pair) store(sessionStorage, draftOf(pair), JSON.stringify({ better: $("better").value, comment: $("comment").value }));
 }
 
 /** Runs one request at a time, and shows the state that comes back or the one that is. */
 async function act(work) {
   if (busy) return;
-  busy = true;
-  for (const button of document.querySelectorAll("button")) button.disabled = true;
+  lock(true);
   try {
     show(await work());
   } catch (error) {
-    const words = error.message;
+    for (const side of ["left", "right"]) $(side).parentElement.classList.remove("picked"); // it was not saved
+    $("live").textContent = "";
     try { show(await send("state", {})); } catch { /* the first error says it */ }
-    say(words);
+    say(error.message);
   } finally {
-    busy = false;
-    for (const button of document.querySelectorAll("button")) button.disabled = false;
+    lock(false);
   }
 }
 
-const refresh = () => setTimeout(() => act(() => send("state", {})), 300);
+/** While a request is under way nothing can be pressed or typed that its answer would take away. */
+function lock(on) {
+  const focused = document.activeElement;
+  busy = on;
+  asked += 1;
+  for (const part of document.querySelectorAll("button, #person")) part.disabled = on;
+  for (const id of ["better", "comment", "own"]) $(id).readOnly = on;
+  if (on) lock.focused = focused;
+  else {
+    $("undo").disabled = !last;
+    if (document.activeElement === document.body) lock.focused?.focus({ preventScroll: true });
+  }
+}
+
+/** Shows how things stand, unless something else was asked for in the meantime. */
+async function look() {
+  if (busy) return;
+  const mine = ++asked;
+  try {
+    const state = await send("state", {});
+    if (mine === asked) show(state);
+  } catch (error) {
+    say(error.message);
+  }
+}
 
 function choose(choice) {
   if (!pair || busy || performance.now() - shownAt < PAUSE) return;
   const seconds = (performance.now() - shownAt - away) / 1000;
-  const chosen = { pair: pair.id, choice, better: $("better").value, comment: $("comment").value, seconds, blind };
+  const chosen = { pair: pair.id, choice, better: $("better").value, comment: $("comment").value, seconds };
   for (const side of ["left", "right"]) $(side).parentElement.classList.toggle("picked", side === choice);
   act(async () => {
     const state = await send("choose", chosen);
-    try { sessionStorage.removeItem(`draft ${chosen.pair}`); } catch { /* a private window */ }
     $("live").textContent = `Saved: ${choice.replace("_", " ")}. ${state.pair ? "The next pair is here." : ""}`;
     return state;
   });
 }
 
 function undo() {
+  if (!last) return;
   act(async () => {
-    const state = await send("undo", {});
+    const state = await send("undo", { pair: last });
     $("live").textContent = "Your last choice is undone; its pair is here again.";
     return state;
   });
 }
 
-async function showNames() {
-  if (!pair) return;
-  blind = false;
-  try {
-    const names = await send("names", { pair: pair.id });
-    for (const side of ["left", "right"]) $(`${side}-name`).textContent = visible(names[side]);
-    $("names").setAttribute("aria-expanded", "true");
-  } catch (error) {
-    say(error.message);
-  }
+function askNames() {
+  if (pair) act(() => send("names", { pair: pair.id }));
 }
 
 async function enough() {
+  if (busy) return;
+  lock(true);
   try {
     const { rows } = await call("enough", { person: person() });
     const end = document.createElement("p");
     end.textContent = `The server has ended, with ${rows} pairs to learn from; the terminal says how to go on. You can close this page.`;
     document.querySelector("main").replaceChildren(end);
     for (const part of document.querySelectorAll("section.card, #ask")) part.remove();
-    pair = null;
+    [pair, last] = [null, null];
+    end.tabIndex = -1;
+    end.focus();
   } catch (error) {
+    lock(false);
     say(error.message);
   }
 }
 
-for (const button of document.querySelectorAll("[data-choice]")) button.addEventListener("click", () => choose(button.dataset.choice));
+// A second click right behind the first was meant for what was there before.
+const onSingleClick = (button, work) => button.addEventListener("click", (event) => { if (event.detail < 2) work(); });
+for (const button of document.querySelectorAll("[data-choice]")) onSingleClick(button, () => choose(button.dataset.choice));
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", () => { $("better").value = pair[button.dataset.copy].trim(); keepDraft(); $("better").focus(); });
 }
-$("undo").addEventListener("click", undo);
-$("names").addEventListener("click", showNames);
-$("enough").addEventListener("click", enough);
-$("again").addEventListener("click", refresh);
+onSingleClick($("undo"), undo);
+onSingleClick($("enough"), enough);
+$("names").addEventListener("click", askNames);
+$("again").addEventListener("click", () => act(() => send("state", {})));
 for (const id of ["better", "comment"]) $(id).addEventListener("input", keepDraft);
 $("pair").addEventListener("submit", (event) => event.preventDefault());
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("own").value;
   act(async () => {
-    await send("ask", { text });
+    const state = await send("ask", { text });
     $("own").value = "";
-    return send("state", {});
+    $("live").textContent = "Asked: your pair comes next.";
+    return state;
   });
 });
 $("person").addEventListener("change", () => {
   store(localStorage, "person", person());
+  const address = new URL(location); // a name in it was for the start
+  address.searchParams.delete("person");
+  history.replaceState(null, "", address);
   pair = null;
   act(() => send("state", {}));
 });
 
 const KEYS = { 1: "left", 2: "right", 3: "both_good", 4: "both_bad", s: "skip" };
 document.addEventListener("keydown", (event) => {
-  const typing = ["INPUT", "TEXTAREA", "SELECT"].includes(event.target.tagName);
-  if (typing || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (isTyping(event.target) || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
   const key = event.key.toLowerCase();
   if (KEYS[key]) choose(KEYS[key]);
   else if (key === "u") undo();
