@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from chat_helpers import chain, parrot
 from prefer_helpers import SAMPLING, Canned, asked, dealt, lines, stock_at
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
@@ -13,7 +14,6 @@ from fourstage.prefer import stock as stock_module
 from fourstage.prefer.pairs import Maker, Pair
 from fourstage.prefer.stock import Stock
 from fourstage.speaking import Speaker
-from tests.chat.test_chat import chain, parrot
 
 PLAIN = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}> {% endif %}"
 
