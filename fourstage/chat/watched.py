@@ -79,7 +79,8 @@ def speak_watched(
 ) -> Stream:
     """`speak`, which hands every token to `take` as it comes, and stops after the one at which `is_over` says so.
 
-    The tokens are those of `speak` after torch.manual_seed(seed).
+    The tokens are those of `speak` after torch.manual_seed(seed). A character that the last ones leave unfinished is in
+    the Stream's text alone.
     """
     draw = _Draw(sampling, seed, speaker.model.device)
 
@@ -91,8 +92,6 @@ def speak_watched(
             chosen, probability, best, theirs = draw.drawn.popleft()
             likeliest = list(zip(map(spell, best), theirs, strict=True))
             take(Token(spell(chosen), text, probability, likeliest, chosen in speaker.stops))
-        elif text:  # what was kept back of a character that never was finished
-            take(Token(text, text, 1.0, [], False))
 
     stop = StoppingCriteriaList(
         [lambda all_ids, scores, **_: torch.full((len(all_ids),), is_over(), device=all_ids.device)]

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from fourstage.chat.asked import Asked, checked
 from fourstage.chat.votes import Votes
-from fourstage.chat.watched import speak_watched
+from fourstage.chat.watched import Token, speak_watched
 from fourstage.errors import one_line
 from fourstage.models.checkpoint import check_openable
 from fourstage.parent import find_parent, read_record
@@ -92,7 +92,10 @@ def _stages_in(name: str) -> list[str]:
 
 
 def answer(models: Models, asked: Asked, put: Callable[[dict], object], gone: Event) -> None:
-    """Hands the rows of an answer to `put`: `start`, a `token` each, `end`; or an `error` in one line."""
+    """Hands the rows of an answer to `put`: `start`, a `token` each, `end`; or an `error` in one line.
+
+    A character that the last tokens leave unfinished is the `rest` of the end.
+    """
     try:
         while not models.locks[asked.name].acquire(timeout=0.2):
             if gone.is_set():
@@ -110,13 +113,18 @@ def _answer(speaker: Speaker, asked: Asked, put: Callable[[dict], object], gone:
     ids, left_out = asked.ids(speaker)
     about = {"what": speaker.describe(), "chats": speaker.chats, "left_out": left_out, "seed": asked.seed}
     put({"kind": "start", **about})
-    stream = speak_watched(
-        speaker, ids, asked.sampling, asked.seed, lambda token: put({"kind": "token", **asdict(token)}), gone.is_set
-    )
+    told: list[str] = []
+
+    def take(token: Token) -> None:
+        told.append(token.text)
+        put({"kind": "token", **asdict(token)})
+
+    stream = speak_watched(speaker, ids, asked.sampling, asked.seed, take, gone.is_set)
     why = "it ended" if stream.stopped else "max_new_tokens"
     if not stream.stopped and stream.tokens < asked.sampling.max_new_tokens:
         why = "its context is full"
-    put({"kind": "end", "text": stream.text, "tokens": stream.tokens, "why": why})
+    rest = stream.text[len("".join(told)) :]
+    put({"kind": "end", "rest": rest, "tokens": stream.tokens, "why": why})
 
 
 async def _streamed(models: Models, asked: Asked) -> AsyncIterator[str]:

@@ -2,7 +2,6 @@
 
 import argparse
 import fcntl
-import io
 import json
 import os
 import re
@@ -15,84 +14,20 @@ import time
 import datasets
 import pytest
 import torch
+from chat_helpers import HOSTILE
 from helpers import ROOT, environment, run_program
 from transformers import (
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
     LlamaForSequenceClassification,
 )
 from trl import apply_chat_template, is_conversational
 
 from fourstage.chat.compare import Answer, layout
 from fourstage.chat.terminal import Chat, ask, command
-from fourstage.cli import main
 from fourstage.speaking import Sampling, Stream, chat_ids, open_speaker, speak, text_ids, visible
 
 CLI = [sys.executable, "-m", "fourstage.cli"]
-HOSTILE = "a\x1b[31mb\x07c\u009bd\u202ee\rf\x00g\x7fh"
 SHOWN = r"a\x1b[31mb\x07c\x9bd\u202ee\rf\x00g\x7fh"
 GREEDY = {"temperature": 0.0, "top_p": 1.0, "top_k": 0}
-
-
-def parrot(tokenizer, follows, context=4096):
-    """A model whose likeliest next token is a function of the last: its layers add nothing, its head is a table."""
-    torch.manual_seed(0)
-    shape = {"hidden_size": 512, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=context, **shape)).eval()
-    layer = model.model.layers[0]
-    with torch.no_grad():
-        model.model.embed_tokens.weight.normal_()
-        layer.self_attn.o_proj.weight.zero_()
-        layer.mlp.down_proj.weight.zero_()
-        model.lm_head.weight.zero_()
-        for last, following in follows.items():
-            model.lm_head.weight[following] += model.model.embed_tokens.weight[last]
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    return model
-
-
-def chain(tokenizer, text, first="<|assistant|>", end=True):
-    """What follows what, for a parrot that says `text` after the token `first`, then ends, or begins again."""
-    ids = [tokenizer.convert_tokens_to_ids(first), *tokenizer(text, add_special_tokens=False)["input_ids"]]
-    assert len({*ids}) == len(ids) and tokenizer.decode(ids[1:]) == text
-    return dict(zip(ids, [*ids[1:], tokenizer.eos_token_id if end else ids[1]], strict=True))
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory, tokenizer):
-    """Saved models: one that answers, one that says hostile things, one that never stops, a base, a reward model."""
-    root = tmp_path_factory.mktemp("talk")
-    question = tokenizer("dim", add_special_tokens=False)["input_ids"][-1]
-    kinds = {
-        "answers": parrot(tokenizer, chain(tokenizer, "bab, gef!")),
-        "hostile": parrot(tokenizer, chain(tokenizer, HOSTILE)),
-        "endless": parrot(tokenizer, chain(tokenizer, " bab gef", end=False), context=100_000),
-        "narrow": parrot(tokenizer, chain(tokenizer, "bab, gef!"), context=32),
-        "base": parrot(tokenizer, chain(tokenizer, " fut.", first=tokenizer.convert_ids_to_tokens(question))),
-    }
-    torch.manual_seed(1)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, num_labels=1, **shape)
-    kinds["reward"] = LlamaForSequenceClassification(config)
-    for name, model in kinds.items():
-        model.save_pretrained(root / name)
-        tokenizer.save_pretrained(root / name)
-    record = {"status": "finished", "stage": "pretrain"}
-    (root / "base" / "run.json").write_text(json.dumps(record))
-    return root
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Runs the command line here: (status, stdout, stderr)."""
-
-    def run(*words, stdin=""):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
-        status = main([str(word) for word in words])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 # What is said

@@ -88,6 +88,8 @@ async function streamed(name, body, signal, box) {
     }
     if (row.kind === "end") {
       answer.whole = true;
+      answer.text += row.rest;
+      tokens.close(row.rest);
       box.state.textContent = `${ENDS[row.why](row.tokens)} ${box.left}`;
     }
   };
@@ -135,6 +137,9 @@ function tableOf(tokens) {
   details.addEventListener("toggle", () => {
     if (!details.open || details.children.length > 1) return;
     const box = details.appendChild(made("div", "table"));
+    box.tabIndex = 0; // it can be wider than the page
+    box.setAttribute("role", "region");
+    box.setAttribute("aria-label", "Probabilities");
     box.append(tokens.table());
   });
   return details;
@@ -169,16 +174,20 @@ async function ask(question) {
 
 function begin() {
   running = new AbortController();
+  const had = document.activeElement === $("send");
   $("send").hidden = true;
   $("stop").hidden = false;
+  if (had) $("stop").focus();
   say(null);
   return running;
 }
 
 function end() {
   running = null;
+  const had = document.activeElement === $("stop");
   $("send").hidden = false;
   $("stop").hidden = true;
+  if (had) $("text").focus();
 }
 
 /** Adds a round to the conversation, unless nothing was said, and asks which answer was better. */
@@ -235,6 +244,7 @@ function voteOn(round, { asked, set, boxes }) {
     undo.disabled = false;
     keep(round, boxes, choice);
     told.textContent = `${choice ? "Saved" : "Undone"} in ${visible(answer.path)}: ${answer.count} of your votes stand there.`;
+    (choice ? undo : buttons[0]).focus();
     tell(told.textContent);
   };
   undo.hidden = true;
@@ -270,7 +280,6 @@ async function start() {
     fill($("second"), models.length - 1);
     for (const id of ["temperature", "max_new_tokens", "seed", "system"]) $(id).value = given[id] ?? "";
     $("person").value = stored("person") ?? "me";
-    $("two").disabled = models.length < 1;
     showModels();
   } catch (error) {
     say(error.message);
@@ -289,7 +298,7 @@ $("text").addEventListener("keydown", (event) => {
   event.preventDefault();
   $("ask").requestSubmit();
 });
-$("stop").addEventListener("click", () => { running?.abort(); $("text").focus(); });
+$("stop").addEventListener("click", () => running?.abort());
 $("reset").addEventListener("click", reset);
 $("shades").addEventListener("change", () => $("talk").classList.toggle("shaded", $("shades").checked));
 $("person").addEventListener("change", () => store("person", $("person").value.trim() || "me"));

@@ -4,6 +4,7 @@ import { visible } from "./api.js";
 
 const tip = document.getElementById("tip");
 const live = document.getElementById("live");
+let pointed = null; // the token that the tip belongs to
 const LEVELS = [0.9, 0.5, 0.2, 0.05]; // a token below the nth has the shade n
 
 /** An element with a class and text. */
@@ -60,13 +61,13 @@ export class Tokens {
   /** Adds a token; parts of a character wait for the rest of it. */
   add(token) {
     this.parts.push(token);
-    if (token.text || token.ends) this.close(token);
+    if (token.text || token.ends) this.close(token.text);
   }
 
-  /** Shows what waits. */
-  close(token = { text: "", ends: false }) {
+  /** Shows the text of the tokens that wait. */
+  close(text = "") {
     if (!this.parts.length) return;
-    const span = made("span", token.ends && !token.text ? "end" : "", visible(token.text));
+    const span = made("span", text || !this.parts.at(-1).ends ? "" : "end", visible(text));
     const least = Math.min(...this.parts.map((part) => part.probability));
     span.dataset.level = LEVELS.filter((level) => least < level).length;
     this.all.push({ span, parts: this.parts });
@@ -97,7 +98,8 @@ export class Tokens {
     tip.replaceChildren(...parts.flatMap(tipOf));
     tip.hidden = false;
     if (aloud) span.scrollIntoView({ block: "nearest" });
-    beside(span.getClientRects()[0] ?? span.getBoundingClientRect());
+    pointed = span;
+    place();
   }
 
   leave() {
@@ -130,13 +132,14 @@ function cell(codes) {
   return box;
 }
 
-/** Puts the tip below a place on the page, or above it where there is no room. */
-function beside({ left, top, bottom }) {
+/** Puts the tip below the token on the page, or above it where there is no room. */
+function place() {
+  const { left, top, bottom } = pointed.getClientRects()[0] ?? pointed.getBoundingClientRect();
   const width = document.documentElement.clientWidth;
-  const below = document.getElementById("ask").getBoundingClientRect().top;
+  const below = document.querySelector("footer").getBoundingClientRect().top;
   const fits = bottom + 6 + tip.offsetHeight < below;
   tip.style.left = `${Math.max(8, Math.min(left, width - tip.offsetWidth - 8))}px`;
   tip.style.top = `${fits ? bottom + 6 : Math.max(8, top - 6 - tip.offsetHeight)}px`;
 }
 
-window.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+addEventListener("scroll", () => { if (!tip.hidden) place(); }, { passive: true });
