@@ -139,9 +139,12 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _prefer(arguments: argparse.Namespace) -> int:
     if arguments.stats:
-        from fourstage.prefer.statistics import run_statistics
+        with _extra_ui("prefer --stats"):
+            from fourstage.prefer.statistics import run_statistics
 
         return run_statistics(arguments)
+    if arguments.export:
+        raise ValueError(f"export={arguments.export} needs a file of choices; name it with --stats")
     with _extra_ui("prefer"):
         from fourstage.prefer.run import run_prefer
 

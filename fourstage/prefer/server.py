@@ -156,6 +156,7 @@ def progress(rows: list[dict], person: str) -> dict:
     mine = [row for row in stand if row["person"] == person]
     counts = Counter(row["choice"] for row in mine)
     sides = counts["left"] + counts["right"]
+    seconds = [row["seconds"] for row in mine if row["seconds"] is not None]
     seconds = [row["seconds"] for row in mine if row["seconds"] is not None]  # an edited file may have none
     return {
         "counts": counts,
@@ -170,7 +171,7 @@ def progress(rows: list[dict], person: str) -> dict:
 
 def _steady(mine: list[Mapping]) -> tuple[int, int]:
     """How many repeated pairs were chosen alike, of how many."""
-    by_pair = {row["pair"]: row["choice"] for row in mine}
+    by_pair = {row["pair"]: row["choice"] for row in mine if row["choice"] != "skip"}
     swapped = {"left": "right", "right": "left"}
     again = [
         (by_pair[r["repeat_of"]], r["choice"]) for r in mine if r["repeat_of"] in by_pair and r["choice"] != "skip"
