@@ -1,6 +1,10 @@
 """Tokens per second of the recipe's trainer over those of bare PyTorch loops.
 
     python benchmarks/pretrain_throughput.py --sizes 1M 3M 10M --output FILE
+    python benchmarks/pretrain_throughput.py --sizes 124M --length 1024 --batch 32 --peak 989e12 --ways shipped compiled
+
+On a GPU if there is one. With `--peak`, the device's dense FLOP/s in bfloat16, it adds the share of them that is used
+(MFU): tokens/s x (6 x parameters without the embedding + 12 x layers x width x length) / peak.
 
 Four ways of the same model, batch, loader, optimizer, schedule and clipping, without checkpoints:
 
@@ -23,6 +27,7 @@ import random
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 
 import torch
 from datasets import Dataset
@@ -36,8 +41,21 @@ from fourstage.optim import MuonWithAdamW, fill_rates, parameter_groups
 from fourstage.pretraining import PretrainTrainer
 from fourstage.speed import fill_precision, speed_up
 
-LENGTH, BATCH, WARMUP_STEPS = 256, 16, 2
+WARMUP_STEPS = 2
 WAYS = ("bare", "trainer", "shipped", "compiled")
+
+
+@dataclass
+class Batch:
+    """What a step takes: `rows` of `length` tokens; `steps` are timed."""
+
+    rows: int
+    length: int
+    steps: int
+
+    @property
+    def all_steps(self) -> int:
+        return WARMUP_STEPS + self.steps
 
 
 class StepClock(TrainerCallback):
@@ -51,15 +69,17 @@ class StepClock(TrainerCallback):
 
 
 def now() -> torch.Tensor:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return torch.tensor([time.process_time(), time.perf_counter()], dtype=torch.float64)
 
 
-def make_trainer(model, tokenizer, rows: Dataset, steps: int, shipped: bool = False) -> PretrainTrainer:
+def make_trainer(model, tokenizer, rows: Dataset, batch: Batch, shipped: bool = False) -> PretrainTrainer:
     config = PretrainConfig(
         output_dir=tempfile.mkdtemp(),
-        max_steps=WARMUP_STEPS + steps,
-        max_length=LENGTH,
-        per_device_train_batch_size=BATCH,
+        max_steps=batch.all_steps,
+        max_length=batch.length,
+        per_device_train_batch_size=batch.rows,
         packing=False,
         eval_strategy="no",
         eval_on_start=False,
@@ -85,16 +105,16 @@ def make_trainer(model, tokenizer, rows: Dataset, steps: int, shipped: bool = Fa
     return trainer
 
 
-def time_trainer(model, tokenizer, rows, steps: int, shipped: bool) -> torch.Tensor:
+def time_trainer(model, tokenizer, rows, batch: Batch, shipped: bool) -> torch.Tensor:
     clock = StepClock()
-    trainer = make_trainer(model, tokenizer, rows, steps, shipped)
+    trainer = make_trainer(model, tokenizer, rows, batch, shipped)
     trainer.add_callback(clock)
     trainer.train()
     return clock.seconds
 
 
-def time_bare_loop(model, tokenizer, rows, steps: int, compiled: bool) -> torch.Tensor:
-    trainer = make_trainer(model, tokenizer, rows, steps, shipped=compiled)  # for its loader, schedule and precision
+def time_bare_loop(model, tokenizer, rows, batch: Batch, compiled: bool) -> torch.Tensor:
+    trainer = make_trainer(model, tokenizer, rows, batch, shipped=compiled)  # for its loader, schedule and precision
     loader, args = trainer.get_train_dataloader(), trainer.args
     optimizer = MuonWithAdamW(parameter_groups(model, args))
     scheduler = trainer.create_scheduler(args.max_steps, optimizer)
@@ -102,12 +122,12 @@ def time_bare_loop(model, tokenizer, rows, steps: int, compiled: bool) -> torch.
     if compiled:
         model.set_attn_implementation("sdpa")  # as a model comes
         model.compile()
-    precision = torch.autocast("cpu", torch.bfloat16) if args.bf16 else contextlib.nullcontext()
+    precision = torch.autocast(model.device.type, torch.bfloat16) if args.bf16 else contextlib.nullcontext()
     batches = iter(loader)
     for step in range(1, args.max_steps + 1):
-        batch = next(batches)
+        part = next(batches)
         with precision:
-            loss = model(input_ids=batch["input_ids"], labels=batch["labels"], use_cache=False).loss
+            loss = model(input_ids=part["input_ids"], labels=part["labels"], use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         optimizer.step()
@@ -118,23 +138,23 @@ def time_bare_loop(model, tokenizer, rows, steps: int, compiled: bool) -> torch.
     return now() - start
 
 
-def time_way(way: str, model, tokenizer, rows, steps: int) -> torch.Tensor:
+def time_way(way: str, model, tokenizer, rows, batch: Batch) -> torch.Tensor:
     timer = time_bare_loop if way in ("bare", "compiled") else time_trainer
-    return timer(copy.deepcopy(model), tokenizer, rows, steps, way in ("shipped", "compiled"))
+    return timer(copy.deepcopy(model), tokenizer, rows, batch, way in ("shipped", "compiled"))
 
 
-def measure(size: str, steps: int, rounds: int, ways: tuple[str, ...]) -> dict:
+def measure(size: str, batch: Batch, rounds: int, ways: tuple[str, ...], peak: float | None) -> dict:
     vocab = {"1M": 1024, "3M": 2048}.get(size, 4096)
     words = ["".join(random.choices("abcdefghij", k=5)) for _ in range(20_000)]
-    tokenizer = train_tokenizer([" ".join(words)], vocab, LENGTH)
+    tokenizer = train_tokenizer([" ".join(words)], vocab, batch.length)
     set_seed(0)
-    ids = torch.randint(len(tokenizer), ((WARMUP_STEPS + steps) * BATCH, LENGTH)).tolist()
+    ids = torch.randint(len(tokenizer), (batch.all_steps * batch.rows, batch.length)).tolist()
     rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
-    model = random_causal_lm(ModelArguments(num_parameters=size), tokenizer, LENGTH)
+    model = random_causal_lm(ModelArguments(num_parameters=size), tokenizer, batch.length)
     done = []
     for turn in range(rounds):
         order = ways if turn % 2 == 0 else ways[::-1]
-        done.append({way: time_way(way, model, tokenizer, rows, steps).tolist() for way in order})
+        done.append({way: time_way(way, model, tokenizer, rows, batch).tolist() for way in order})
         print(f"{size} round {turn + 1}/{rounds}: {done[-1]}", flush=True)
     result = {"size": size, "parameters": model.num_parameters(), "rounds": rounds, "seconds": done}
     for place, kind in enumerate(("processor", "wall")):
@@ -142,19 +162,35 @@ def measure(size: str, steps: int, rounds: int, ways: tuple[str, ...]) -> dict:
             if {way, base} <= {*ways}:
                 ratios = [turn[base][place] / turn[way][place] for turn in done]
                 result[f"{way}/{base} {kind}"] = round(statistics.median(ratios), 3)
-    speed = steps * BATCH * LENGTH / statistics.median(turn[ways[-2]][1] for turn in done)
-    return result | {"tokens_per_second": {ways[-2]: round(speed)}}
+    tokens = batch.steps * batch.rows * batch.length
+    speed = {way: tokens / statistics.median(turn[way][1] for turn in done) for way in ways}
+    result["tokens_per_second"] = {way: round(each) for way, each in speed.items()}
+    if peak:
+        result["mfu"] = {way: round(each * flops_of(model, batch.length) / peak, 3) for way, each in speed.items()}
+    return result
+
+
+def flops_of(model, length: int) -> float:
+    """Floating-point operations a token of training, forward and backward."""
+    weights = model.num_parameters()
+    if not model.config.tie_word_embeddings:  # looked up, not multiplied; a tied one is the head as well
+        weights -= model.get_input_embeddings().weight.numel()
+    return 6 * weights + 12 * model.config.num_hidden_layers * model.config.hidden_size * length
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["1M", "3M", "10M"])
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of 16 x 256 tokens (default: 10)")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps (default: 10)")
+    parser.add_argument("--batch", type=int, default=16, help="rows a step (default: 16)")
+    parser.add_argument("--length", type=int, default=256, help="tokens a row (default: 256)")
+    parser.add_argument("--peak", type=float, help="FLOP/s of the device, for MFU")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions (default: 3)")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--output", help="write the rows as JSON")
     args = parser.parse_args()
-    rows = [measure(size, args.steps, args.rounds, tuple(args.ways)) for size in args.sizes]
+    batch = Batch(args.batch, args.length, args.steps)
+    rows = [measure(size, batch, args.rounds, tuple(args.ways), args.peak) for size in args.sizes]
     for row in rows:
         print({key: value for key, value in row.items() if key != "seconds"})
     if args.output:
