@@ -156,7 +156,6 @@ def progress(rows: list[dict], person: str) -> dict:
     mine = [row for row in stand if row["person"] == person]
     counts = Counter(row["choice"] for row in mine)
     sides = counts["left"] + counts["right"]
-    seconds = [row["seconds"] for row in mine if row["seconds"] is not None]
     seconds = [row["seconds"] for row in mine if row["seconds"] is not None]  # an edited file may have none
     return {
         "counts": counts,
