@@ -3,7 +3,7 @@
 # near is pre-training to what the card can do, where does the time of a PPO and a GRPO step go, does FSDP2 run.
 #
 #     bash benchmarks/gpu.sh                                     on a machine with a GPU and fourstage installed
-#     SIZE=1M ROWS=2 LENGTH=64 STEPS=2 bash benchmarks/gpu.sh    tries the script itself, also on a CPU
+#     SIZE=1M ROWS=2 LENGTH=64 STEPS=2 SHARE=20 SLACK=9 bash benchmarks/gpu.sh    tries the script itself, also on a CPU
 #
 # TEXT names texts to pre-train on (default: the embedded data), PEAK the card's dense bfloat16 FLOP/s (default: 989e12,
 # H100 and H200). Every part has a limit of its own and a log in $OUT; one that fails does not stop the next. The table,
@@ -11,7 +11,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUT=${OUT:-runs/gpu} SIZE=${SIZE:-124M} ROWS=${ROWS:-32} LENGTH=${LENGTH:-1024} STEPS=${STEPS:-20} PEAK=${PEAK:-989e12}
-TEXT=${TEXT:-fourstage/demo} PYTHON=${PYTHON:-python3} SLACK=${SLACK:-1}
+TEXT=${TEXT:-fourstage/demo} PYTHON=${PYTHON:-python3} SLACK=${SLACK:-1} SHARE=${SHARE:-1}
 mkdir -p "$OUT"; work=$(mktemp -d); parts=$OUT/parts.tsv; : > "$parts"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
@@ -35,7 +35,9 @@ table() {
   } > "$OUT/gpu.md"
 }
 
-demo() { echo "launch recipes/$1.py --config recipes/configs/demo/$1.yaml --output_dir $work/$1 --max_steps $2 ${*:3}"; }
+demo() {  # recipe, steps, flags...
+  echo "launch recipes/$1.py --config recipes/configs/demo/$1.yaml --output_dir $work/$1 --max_steps $((($2 + SHARE - 1) / SHARE)) ${*:3}"
+}
 config=accelerate_configs/single.yaml
 done_line='finished:|tokens/s$|held-out|peak memory|seconds'
 
@@ -44,7 +46,7 @@ part 2-sft 60 "$done_line" "$(demo sft 200 --model_name_or_path "$work/pretrain"
 part 3-reward 45 "$done_line" "$(demo reward 60 --model_name_or_path "$work/sft")"
 part 4-ppo 60 "$done_line" "$(demo ppo 16 --model_name_or_path "$work/sft" --reward_model_name_or_path "$work/reward")"
 part 5-grpo 60 "$done_line" "$(demo grpo 8 --model_name_or_path "$work/ppo")"
-part 6-resume 40 'resum|finished|tokens/s$' "$(demo pretrain 330)" "--save_steps 10"
+part 6-resume 40 'resum|finished|tokens/s$' "$(demo pretrain 330)"
 part 7-as-on-cpu 90 'equal|differ' "$PYTHON benchmarks/gpu_parity.py --models $work"
 part 8-pretrain-mfu 120 "mfu|shipped/" "$PYTHON benchmarks/pretrain_throughput.py --sizes $SIZE --length $LENGTH --batch $ROWS \
   --steps $STEPS --rounds 1 --peak $PEAK --ways shipped compiled"
