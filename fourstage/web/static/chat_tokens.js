@@ -99,7 +99,7 @@ export class Tokens {
     tip.hidden = false;
     if (aloud) span.scrollIntoView({ block: "nearest" });
     pointed = span;
-    place();
+    moveTip();
   }
 
   leave() {
@@ -133,7 +133,7 @@ function cell(codes) {
 }
 
 /** Puts the tip below the token on the page, or above it where there is no room. */
-function place() {
+function moveTip() {
   const { left, top, bottom } = pointed.getClientRects()[0] ?? pointed.getBoundingClientRect();
   const width = document.documentElement.clientWidth;
   const below = document.querySelector("footer").getBoundingClientRect().top;
@@ -142,4 +142,4 @@ function place() {
   tip.style.top = `${fits ? bottom + 6 : Math.max(8, top - 6 - tip.offsetHeight)}px`;
 }
 
-addEventListener("scroll", () => { if (!tip.hidden) place(); }, { passive: true });
+addEventListener("scroll", () => { if (!tip.hidden) moveTip(); }, { passive: true });
