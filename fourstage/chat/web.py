@@ -184,7 +184,7 @@ def _route(name: str, act: Callable[[Mapping], dict | Response]) -> Route:
             given = await run_in_threadpool(act, body)
             return given if isinstance(given, Response) else JSONResponse(given)
         except OSError as error:
-            return JSONResponse({"error": f"Not saved: {error.strerror or error}. Make room, then choose again."}, 507)
+            return JSONResponse({"error": f"{error.strerror or error}. Make room, then choose again."}, 507)
         except ValueError as error:  # JSON that is broken is one too
             return JSONResponse({"error": one_line(error)}, 400)
 

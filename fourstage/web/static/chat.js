@@ -223,7 +223,7 @@ function voteOn(round, { asked, set, boxes }) {
     return button;
   });
   const act = async (work) => {
-    const all = [...buttons, undo];
+    const [all, pressed] = [[...buttons, undo], document.activeElement];
     const before = all.map((button) => button.disabled);
     for (const button of all) button.disabled = true;
     try {
@@ -231,7 +231,8 @@ function voteOn(round, { asked, set, boxes }) {
       say(null);
     } catch (error) {
       all.forEach((button, i) => { button.disabled = before[i]; });
-      say(error.message);
+      pressed.focus();
+      say(`Not saved. ${error.message}`);
     }
   };
   const show = (answer, choice) => {
