@@ -12,7 +12,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv smollm2 demo test test-slow bench lint format clean
+.PHONY: help venv smollm2 demo prefer test test-slow test-browser bench lint format clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -44,11 +44,20 @@ smollm2: $(STAMP)  ## fetch a small model from elsewhere (98 MB) for the tests t
 demo: $(STAMP)  ## random weights to a reasoning model, on this machine, with a table and an illustrated report
 	HF_HUB_OFFLINE=1 $(BIN)/python recipes/pipeline.py $(ARGS)
 
+# One line of shell: at Ctrl-C make waits for the shell, and the shell goes on once the page has ended in order.
+prefer: $(STAMP)  ## after demo: choose between its answers in the browser; then it learns from your choices
+	HF_HUB_OFFLINE=1 $(BIN)/fourstage prefer runs/demo/sft --output runs/demo/prefs.jsonl --trains_next && \
+	  HF_HUB_OFFLINE=1 $(BIN)/python recipes/pipeline.py --stages reward ppo --pairs runs/demo/prefs.jsonl $(ARGS)
+
 test: $(STAMP)  ## the fast tests
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not browser" $(ARGS)
 
 test-slow: $(STAMP)  ## the slow tests
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -m "slow and not browser" $(ARGS)
+
+test-browser: $(STAMP)  ## the tests of the pages, in the system's Chromium
+	$(BIN)/python -m pip install -q -c $(VENV)/constraints.txt -e ".[browser]"
+	$(PYTEST) -m browser $(ARGS)
 
 bench: $(STAMP)  ## the short form of every speed benchmark, and one table (runs/bench.md)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/bench.py $(ARGS)
