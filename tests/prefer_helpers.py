@@ -113,11 +113,11 @@ class Table:
 class Live:
     """The desk's app on a port of its own, served by a thread, for a real browser."""
 
-    def __init__(self, table, page="prefer.html", port=0):
+    def __init__(self, table, port=0, token=None):
         self.table, self.sock = table, listen("127.0.0.1", port)
         self.port = self.sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/"
-        app = page_app(page, routes(table.desk), self.port, None)
+        app = page_app("prefer.html", routes(table.desk), self.port, token)
         self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off"))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.sock]}, daemon=True)
         self.thread.start()

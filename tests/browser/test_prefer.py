@@ -25,9 +25,9 @@ def at(tmp_path):
     """Serves a desk, with a maker of pairs of its own if one is given."""
     running = []
 
-    def start(maker=None, **options):
+    def start(maker=None, token=None, **options):
         table = Table(tmp_path, maker, **options)
-        running.append(Live(table))
+        running.append(Live(table, token=token))
         return running[-1]
 
     yield start
@@ -527,6 +527,20 @@ def test_no_other_site_chooses_or_reads(at, browser):
         got = page.evaluate(ATTACK, {"url": live.url, "pair": pair})
     assert {*got["told"]} <= {"refused", "opaque"} and not got["inside"]
     assert live.table.rows == [] and live.table.state("me")["pair"]["id"] == pair
+
+
+def test_with_a_token_the_page_is_used_as_without(at, watched):
+    live = at(token="secret")
+    page = watched(live.url + "?token=secret")
+    press(page, "1")
+    page.fill("#person", "Bo")
+    page.press("#person", "Enter")
+    counted(page, 0)
+    page.reload()  # the name is no part of the address, the token is
+    press(page, "2")
+    assert [(row["person"], row["choice"]) for row in live.table.rows] == [("me", "left"), ("Bo", "right")]
+    page.goto(live.url)
+    assert "token that was printed in the terminal" in page.inner_text("body") and page.locator("button").count() == 0
 
 
 def test_the_page_may_run_and_load_nothing_else(at, browser):
