@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
@@ -51,6 +52,7 @@ class Models:
                 del self.opened[next(iter(self.opened))]
             return speaker
 
+    @cached_property
     def rows(self) -> list[dict]:
         """Name, stage and whether it only continues text, as far as that is known before it is opened."""
         parents = [find_parent(name, self.options.get("revision")) for name in self.names]
@@ -156,7 +158,7 @@ def routes(models: Models, defaults: Sampling, votes: Votes, begin: Mapping | No
 
     def start(body: Mapping) -> dict:
         """What the page needs to begin."""
-        return {"models": models.rows(), "output": str(votes.path), **vars(defaults), **(begin or {})}
+        return {"models": models.rows, "output": str(votes.path), **vars(defaults), **(begin or {})}
 
     def vote(body: Mapping) -> dict:
         """Writes which of two answers was better."""
