@@ -108,7 +108,7 @@ class ChoiceFile:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                "is open in another `fourstage prefer`; end that one, or name another with --output"
+                "is open in another page of fourstage; end that one, or name another with --output"
             ) from None
 
     def _read(self) -> list[dict]:

@@ -199,7 +199,7 @@ def test_two_processes_do_not_write_one_file(tmp_path):
     program = "import sys; from pathlib import Path; from fourstage.prefer.record import ChoiceFile\n"
     program += "ChoiceFile(Path(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", program, tmp_path / "link"], capture_output=True, text=True)
-    assert "is open in another `fourstage prefer`; end that one" in done.stderr
+    assert "is open in another page of fourstage; end that one" in done.stderr
     file.close()
     assert reopened(path) == [choice()]
 
