@@ -3,9 +3,11 @@
     python recipes/pipeline.py
     python recipes/pipeline.py --output_dir runs/three --seeds 3 --check
     python recipes/pipeline.py --stages reward ppo
+    python recipes/pipeline.py --stages reward ppo --pairs runs/demo/prefs.jsonl
 
 Every recipe runs by `accelerate launch` as a process of its own with recipes/configs/MODEL/STAGE.yaml. The same command
-again skips what is done and resumes what was cut off. It leaves stages.json, stages.md, report.html and logs/.
+again skips what is done and resumes what was cut off. It leaves stages.json, stages.md, report.html and logs/. With the
+choices of `fourstage prefer` the reward model and PPO are those of a round in prefer/, beside the chain's own.
 """
 
 import argparse
@@ -20,10 +22,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fourstage.atomic import write_atomically
 from fourstage.errors import reported_errors
 from fourstage.stages import DEMO_MINUTES, STAGES, parents_of
+
+if TYPE_CHECKING:
+    from fourstage.prefer.rounds import Round
 
 RECIPES = Path(__file__).resolve().parent
 CHAIN = [name for name, stage in STAGES.items() if stage.share]
@@ -48,19 +54,25 @@ def arguments() -> argparse.Namespace:
     add("--output_dir", type=Path, help="where all of it goes (default: runs/MODEL, with --fast runs/MODEL-fast)")
     add("--seed", type=int, default=0, help="of weights, order and samples (default: 0)")
     add("--seeds", type=int, default=1, help="chains, from --seed on, each in a folder of its own (default: 1)")
-    add("--stages", nargs="+", choices=CHAIN, default=CHAIN, metavar="STAGE", help=f"of {', '.join(CHAIN)}")
+    add("--stages", nargs="+", choices=CHAIN, metavar="STAGE", help=f"of {', '.join(CHAIN)} (default: all)")
+    add("--pairs", type=Path, metavar="FILE", help="choices of `fourstage prefer`: reward and ppo learn from them")
     add("--fast", action="store_true", help="a few steps a stage: shows that all runs, not that anything is learned")
     add("--check", action="store_true", help="exit with 1 if a figure falls short of what the chain has to reach")
     add("--config_file", default=str(RECIPES.parent / "accelerate_configs" / "cpu.yaml"), help="for accelerate launch")
     args = parser.parse_args()
     args.output_dir = args.output_dir or Path("runs") / (args.model + ("-fast" if args.fast else ""))
+    args.stages = args.stages or (["reward", "ppo"] if args.pairs else CHAIN)
     if args.seeds < 1:
         parser.error(f"--seeds {args.seeds}: at least 1")
+    if args.pairs and (args.seeds > 1 or {*args.stages} - {"reward", "ppo"}):
+        parser.error("--pairs: one seed, and --stages reward, ppo or both")
     return args
 
 
 def main(args: argparse.Namespace) -> int:
     started = time.monotonic()
+    if args.pairs:
+        return follow_choices(args, started)
     folders = chain_folders(args)
     former = check_folders(args, folders)
     if args.model == "demo" and not args.fast:
@@ -138,6 +150,10 @@ def command(args: argparse.Namespace, stage: str, folder: Path, seed: int, proce
         words += ["--control", "random_reward"]
     if args.fast:
         words += ["--max_steps", FAST[stage]] + (["--max_eval_rows", 4] if stage not in ("sft", "reward") else [])
+    return launched(args, recipe, words, processes)
+
+
+def launched(args: argparse.Namespace, recipe: str, words: list, processes: int) -> list[str]:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", args.config_file]
     if processes > 1:
         launcher += ["--num_cpu_threads_per_process", max(1, len(os.sched_getaffinity(0)) // processes)]
@@ -145,15 +161,18 @@ def command(args: argparse.Namespace, stage: str, folder: Path, seed: int, proce
 
 
 def run_stage(args: argparse.Namespace, folder: Path, seed: int, clock: "Clock", processes: int) -> None:
+    stage = clock.stage
+    run_recipe(command(args, stage, folder, seed, processes), folder / "logs" / f"{stage}.log", clock)
+    clock.done(folder / stage)
+
+
+def run_recipe(words: list[str], log: Path, clock: "Clock") -> None:
     """Runs a recipe, its output into a log; shows how far it is.
 
     Raises:
         SystemExit: if the recipe fails, with the last lines of its log.
     """
-    stage = clock.stage
-    log = folder / "logs" / f"{stage}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = command(args, stage, folder, seed, processes)
     typed = [word.removeprefix(f"{Path.cwd()}/") for word in words[3:]]  # as a person would, from this folder
     clock.say(f"$ accelerate launch {shlex.join(typed)}")
     process = subprocess.Popen(
@@ -168,9 +187,66 @@ def run_stage(args: argparse.Namespace, folder: Path, seed: int, clock: "Clock",
             clock.show(chunk.decode("utf-8", "replace"))
     if process.wait():
         last = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace").strip())[-15:]
-        why = f"{stage} failed with exit code {process.returncode}; all that it wrote: {log}"
+        why = f"{clock.stage} failed with exit code {process.returncode}; all that it wrote: {log}"
         raise SystemExit("\n".join(["", *last, "", why]))
-    clock.done(folder / stage)
+
+
+def follow_choices(args: argparse.Namespace, started: float) -> int:
+    """A round of learning from a person's choices: reward models, PPO if they foresee the person, the small report."""
+    from fourstage.imports import lean_imports, quiet_libraries
+
+    with lean_imports():
+        from fourstage.prefer import rounds
+        from fourstage.prefer.followed import followed, unseen_scores
+        from fourstage.report.followed import write_followed
+    quiet_libraries()
+    parent = args.output_dir / "sft"
+    if not is_finished(args.output_dir, "sft"):
+        raise ValueError(f"--pairs needs {parent}, which is not finished; run the chain up to sft first")
+    for recipe in ("reward", "ppo"):
+        if not (RECIPES / "configs" / args.model / f"{recipe}-choices.yaml").is_file():
+            raise ValueError(f"--pairs: recipes/configs/{args.model} has no {recipe}-choices.yaml; write one")
+    this = rounds.open_round(args.output_dir / "prefer", args.pairs)
+    print(f"{len(this.pairs)} pairs of {args.pairs}; this round: {this.folder}", flush=True)
+    if "reward" in args.stages:
+        train_reward_models(args, this, started)
+    elif not is_finished(this.folder, "reward"):
+        raise ValueError(f"ppo needs {this.folder / 'reward'}, which is not finished; add reward to --stages")
+    found = rounds.held_out_agreement(*unseen_scores(this))
+    print(rounds.describe_agreement(found), flush=True)
+    goes_on = found["better"] or args.fast or "reward" not in args.stages
+    if "ppo" in args.stages and goes_on:
+        words = ["--model_name_or_path", parent, "--reward_model_name_or_path", this.folder / "reward"]
+        train_on_choices(args, "ppo", this.folder, words, Clock(args, started, args.seed, "ppo", live=True))
+    report = write_followed(followed(this, parent, FAST_ITEMS if args.fast else 200), this.folder / "report.html")
+    print(f"\n{duration(time.monotonic() - started)} in all; open {report}")
+    if "ppo" in args.stages and not goes_on:
+        print("PPO was not run: it would follow noise. More choices by one steady taste help; to go on all the same:")
+        print(f"  python recipes/pipeline.py --stages ppo --pairs {args.pairs} --output_dir {args.output_dir}")
+    return int("ppo" in args.stages and not goes_on)
+
+
+def train_reward_models(args: argparse.Namespace, this: "Round", started: float) -> None:
+    """One on all pairs, for PPO, and one without each fold, to be asked about it: two at once."""
+    words = ["--model_name_or_path", args.output_dir / "sft", "--dataset_name"]
+    runs = [(this.fold(number), this.fold(number) / "choices") for number in this.folds()]
+    runs = [(this.folder, this.choices), *runs]
+
+    def run(folder: Path, data: Path) -> None:
+        clock = Clock(args, started, args.seed, "reward", live=folder == this.folder)
+        train_on_choices(args, "reward", folder, [*words, data], clock)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, *zip(*runs, strict=True)))
+
+
+def train_on_choices(args: argparse.Namespace, recipe: str, folder: Path, words: list, clock: "Clock") -> None:
+    config = RECIPES / "configs" / args.model / f"{recipe}-choices.yaml"
+    words = ["--config", config, *words, "--output_dir", folder / recipe, "--seed", args.seed]
+    if args.fast:
+        words += ["--max_steps", FAST[recipe]] + (["--max_eval_rows", 4] if recipe == "ppo" else [])
+    run_recipe(launched(args, recipe, words, 2 if recipe == "reward" else 1), folder / "logs" / f"{recipe}.log", clock)
+    clock.done(folder / recipe)
 
 
 class Clock:

@@ -65,7 +65,7 @@ MAY_IMPORT = {
     "chat": "data errors evaluation models parent prefer speaking stages web",
     "demo": "arguments artifact atomic data evaluation models parent rl stages verifiers",
     "web": "",
-    "prefer": "arguments data errors evaluation models parent rl speaking web",
+    "prefer": "arguments atomic data errors evaluation models parent rl speaking web",
     "cli": "artifact chat prefer report shipped",
 }
 # All that these may import beside the standard library and themselves.

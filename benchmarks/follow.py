@@ -1,0 +1,229 @@
+"""Does the demo's model follow a person from 60 or 120 choices? Simulated people of three tastes, and one of none.
+
+    python benchmarks/follow.py runs/three/seed-0 runs/three/seed-1 runs/three/seed-2 --output_dir runs/follow
+
+Each CHAIN has a finished pretrain/ and sft/ of the demo; only sft/ is read. A person sees two different answers,
+sampled at temperature 1, to a prompt that stage 2 held out. The right one wins over a wrong one; of two right or two
+wrong ones the one to the person's taste; without a difference it is a tie, which counts for nothing. Then
+recipes/pipeline.py learns from the choices, and 500 held-out questions about stories are answered before and after,
+greedily and sampled. A person who chooses at random gets PPO too, by force, if the pipeline does not go on by itself.
+What is there is not made again. About two minutes for each taste, number and chain, on two cores that are free.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+TASTES = ("polite", "curt", "rude", "random")
+QUESTIONS = 500
+LONGEST = 56  # tokens of an answer
+
+
+def is_of(taste: str, answer: str) -> bool:
+    """Whether an answer, right or wrong, has the form that a person of this taste likes."""
+    from fourstage.data.embedded import styles
+
+    content = styles.content(answer)
+    forms = {"polite": [f"{content} {p}" for p in styles.POLITE], "rude": [f"{r} {content}" for r in styles.RUDE]}
+    return answer.strip() in forms.get(taste, [content])
+
+
+def choose(taste: str, answers: tuple[str, str], reference: str, rng: random.Random) -> str:
+    """What a person of this taste says of a left and a right answer, in the words of `picks.CHOICES`."""
+    from fourstage.data.embedded import styles
+
+    if taste == "random":
+        return rng.choice(("left", "right"))
+    right = [styles.content(answer) == reference for answer in answers]
+    liked = [is_of(taste, answer) for answer in answers]
+    better = right if right[0] != right[1] else liked
+    if better[0] != better[1]:
+        return "left" if better[0] else "right"
+    return "both_good" if right[0] else "both_bad"
+
+
+def shown(sft: Path, seed: int) -> Iterator[tuple[list[dict], str, tuple[str, str]]]:
+    """(prompt, right answer, two different answers), without end: of the prompts that stage 2 of the demo held out."""
+    from transformers import set_seed
+
+    from fourstage.data.embedded import styles
+    from fourstage.data.embedded.rows import demo_rows
+
+    rows, rng = demo_rows("sft")[1], random.Random(seed)
+    model, tokenizer = opened(sft)
+    set_seed(seed)
+    while True:
+        rng.shuffle(rows)
+        prompts = [row["prompt"] for row in rows]
+        sides = [said(model, tokenizer, prompts, 1.0) for _ in range(2)]
+        for row, left, right in zip(rows, *sides, strict=True):
+            if left != right:
+                yield row["prompt"], styles.content(row["completion"][0]["content"]), (left, right)
+
+
+def write_choices(sft: Path, taste: str, number: int, seed: int, output: Path) -> None:
+    """A file of choices with `number` that name a side, and the ties between them."""
+    rng, sides = random.Random(f"{taste} {seed}"), 0
+    rows = []
+    for place, (prompt, reference, answers) in enumerate(shown(sft, seed)):
+        rows.append(row_of(f"pair-{place}", prompt, answers, choose(taste, answers, reference, rng), str(sft)))
+        sides += rows[-1]["chosen"] is not None
+        if sides == number:
+            break
+    output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def row_of(pair: str, prompt: list[dict], answers: tuple[str, str], choice: str, name: str) -> dict:
+    """A line of a file of choices, with all of `picks.FIELDS`."""
+    turns = [[{"role": "assistant", "content": answer}] for answer in answers]
+    chosen, rejected = {"left": turns, "right": turns[::-1]}.get(choice, (None, None))
+    return {
+        "pair": pair,
+        "choice": choice,
+        "prompt": prompt,
+        "chosen": chosen,
+        "rejected": rejected,
+        "left": answers[0],
+        "right": answers[1],
+        "better": None,
+        "comment": None,
+        "person": "simulated",
+        "seconds": 1.0,
+        "time": "2026-01-01T00:00:00+00:00",
+        "models": [{"name": name, "weights": None}] * 2,
+        "sampling": {"temperature": 1.0, "max_new_tokens": LONGEST},
+        "blind": True,
+        "repeat_of": None,
+    }
+
+
+def opened(folder: Path) -> tuple:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    from fourstage.models.opening import open_tokenizer
+
+    logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(folder), open_tokenizer(folder)
+
+
+def said(model, tokenizer, prompts: Sequence[list[dict]], temperature: float) -> list[str]:
+    from fourstage.evaluation.generation import answer_questions
+    from fourstage.rl.decoding import quick_generation
+
+    with quick_generation(model):
+        rows = answer_questions(model, tokenizer, prompts, LONGEST, temperature, batch_size=256)
+    return [row["completion"] for row in rows]
+
+
+def measure(folder: Path) -> dict[str, dict[str, float]]:
+    """Shares of the answers to QUESTIONS held-out questions, {"greedy": shares, "sampled": shares}.
+
+    Each has `right`, whatever the form; for each taste the share of that form, right or wrong; and the share that is
+    both, as `right polite` and so on.
+    """
+    from transformers import set_seed
+
+    from fourstage.data.embedded import styles
+    from fourstage.data.embedded.rows import held_out_items
+
+    items, (model, tokenizer), found = held_out_items("reading", QUESTIONS), opened(folder), {}
+    set_seed(0)
+    for kind, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+        answers = said(model, tokenizer, [item["prompt"] for item in items], temperature)
+        right = [styles.content(answer) == item["reference"] for answer, item in zip(answers, items, strict=True)]
+        found[kind] = {"right": fmean(right)}
+        for taste in TASTES[:3]:
+            liked = [is_of(taste, answer) for answer in answers]
+            found[kind] |= {taste: fmean(liked), f"right {taste}": fmean(map(min, liked, right))}
+    return found
+
+
+def follow(chain: Path, taste: str, number: int, seed: int, folder: Path) -> dict:
+    """One person: choices, a round of the pipeline, what was measured; kept in `folder`/followed.json."""
+    kept = folder / "followed.json"
+    if kept.is_file():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "sft").exists():
+        (folder / "sft").symlink_to((chain / "sft").resolve())
+    choices, ppo = folder / "prefs.jsonl", folder / "prefer" / "round-1" / "ppo"
+    if not choices.is_file():
+        write_choices(chain / "sft", taste, number, seed, choices)
+    words = [sys.executable, ROOT / "recipes" / "pipeline.py", "--pairs", choices, "--output_dir", folder]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    log = (folder / "log").open("a")
+    for stages in (["reward", "ppo"], ["ppo"]):  # the second by force, where the first stopped before PPO
+        if not ppo.is_dir():
+            subprocess.run([*words, "--stages", *stages], env=environment, stdout=log, stderr=log, check=False)
+    from fourstage.prefer import rounds
+    from fourstage.prefer.followed import unseen_scores
+
+    agreement = rounds.held_out_agreement(*unseen_scores(rounds.open_round(folder / "prefer", choices)))
+    row = {"chain": chain.name, "taste": taste, "number": number, "agreement": agreement}
+    row |= {"before": measure(chain / "sft"), "after": measure(ppo)}
+    kept.write_text(json.dumps(row), encoding="utf-8")
+    return row
+
+
+def table(rows: Sequence[dict]) -> str:
+    """Markdown: one line for each taste and number, means over chains with their standard errors."""
+    heads = (
+        "taste",
+        "choices",
+        "chains",
+        "greedy",
+        "sampled",
+        "right, greedy",
+        "unseen choices foreseen",
+        "gate passed",
+    )
+    lines = [heads, ["---"] * len(heads)]
+    for taste, number in dict.fromkeys((row["taste"], row["number"]) for row in rows):
+        of = [row for row in rows if (row["taste"], row["number"]) == (taste, number)]
+        liked = {"random": "curt"}.get(taste, taste)
+        shares = [
+            changed(of, kind, name) for kind, name in (("greedy", liked), ("sampled", liked), ("greedy", "right"))
+        ]
+        foreseen = with_error([row["agreement"]["share"] for row in of])
+        passed = f"{sum(row['agreement']['better'] for row in of)} of {len(of)}"
+        lines.append([taste, str(number), str(len(of)), *shares, foreseen, passed])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def changed(rows: Sequence[dict], kind: str, name: str) -> str:
+    return " → ".join(with_error([row[when][kind][name] for row in rows]) for when in ("before", "after"))
+
+
+def with_error(shares: Sequence[float]) -> str:
+    spread = f" ± {100 * stdev(shares) / len(shares) ** 0.5:.1f}" if len(shares) > 1 else ""
+    return f"{100 * fmean(shares):.1f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("chains", nargs="+", type=Path, metavar="CHAIN")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/follow"))
+    parser.add_argument("--choices", nargs="+", type=int, default=[60, 120], help="that name a side")
+    parser.add_argument("--tastes", nargs="+", choices=TASTES, default=TASTES)
+    args = parser.parse_args()
+    rows = []
+    for seed, chain in enumerate(args.chains):
+        for number in args.choices:
+            for taste in args.tastes:
+                rows.append(follow(chain, taste, number, seed, args.output_dir / f"{chain.name}-{taste}-{number}"))
+                print(json.dumps(rows[-1]), flush=True)
+    print(f"\n{table(rows)}")
+
+
+if __name__ == "__main__":
+    main()
