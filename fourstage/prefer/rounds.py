@@ -58,10 +58,10 @@ def open_round(prefer: Path, choices: Path) -> Round:
     last = Round(prefer / f"round-{max(numbers, default=1)}", pairs)
     if last.choices.is_file() and last.choices.read_text(encoding="utf-8") != content:
         last = Round(prefer / f"round-{max(numbers) + 1}", pairs)
-    last.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(last.choices, content)
-    for number in last.folds():
-        _write_fold(last, number)
+    if not last.choices.is_file():
+        for number in last.folds():
+            _write_fold(last, number)
+        write_atomically(last.choices, content)
     return last
 
 
