@@ -5,7 +5,8 @@
 MODEL is a finished run, whose held-out prompts are asked. First one person chooses at each pace (seconds between two
 choices); a time goes from the key to the frame in which the browser shows the next pair, whether it was made ahead or
 not. Then two people choose by turns while the server is killed (SIGKILL) within 40 ms of a choice and started again;
-what the pages showed is compared with the file. Needs the extra browser and Chromium. Two threads, as two cores have.
+what the pages showed is compared with the file. Needs the extra browser and Chromium. The server has one thread,
+the browser the other core.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PAUSE = 0.36  # in which the page takes no choice after a new pair
 KEYS = {"1": "left", "2": "right", "3": "both_good", "4": "both_bad", "s": "skip"}

@@ -569,6 +569,8 @@ def test_the_page_may_run_and_load_nothing_else(at, browser):
 class Command:
     """`fourstage prefer` as a process of its own, which can be killed and started again with the same files."""
 
+    running = []
+
     def __init__(self, folder, models, port=0, largest=None):
         limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))) if largest else None
         words = [*models, "--prompts", folder / "p.txt", "--output", folder / "prefs.jsonl", "--port", port]
@@ -576,6 +578,7 @@ class Command:
         self.process = subprocess.Popen(
             list(map(str, command)), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=limit
         )
+        self.running.append(self.process)
         self.said = []
         while "http://" not in (self.said or [""])[-1]:
             line = self.process.stderr.readline()
@@ -598,7 +601,9 @@ def folder(tmp_path, tokenizer, model):
     for name in ("random", "parrot"):
         tokenizer.save_pretrained(tmp_path / name)
     (tmp_path / "p.txt").write_text("".join(f"bab {i}\n" for i in range(30)) + "<script>alert(1)</script>\n")
-    return tmp_path
+    yield tmp_path
+    for server in Command.running:
+        server.kill()
 
 
 def test_the_command_killed_and_ended_keeps_every_choice(folder, watched):
