@@ -249,8 +249,9 @@ def choose_by_device(config: Any, checkpointing_on_gpu: bool = False) -> None:
     Without an accelerator the CPU is asked for by name, with gloo between processes: otherwise `accelerate launch`
     with several processes starts independent copies (see `launch.check_launch`).
     """
-    if not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
-        config.use_cpu = True  # the second is set by `accelerate launch` for a config such as cpu.yaml
+    no_gpu = not torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+    if no_gpu or parse_flag_from_env("ACCELERATE_USE_CPU"):  # the latter of a config such as cpu.yaml
+        config.use_cpu = True  # with it accelerate would not start DeepSpeed, which runs on CPUs as it is
     if config.use_cpu:
         # AdamW's moments of rarely seen embedding rows fade into denormals, on which its step takes 8 times as long.
         torch.set_flush_denormal(True)

@@ -6,6 +6,7 @@ Each changes the arguments in place and returns the names of the settings that i
 
 from typing import Protocol
 
+from accelerate.utils import DistributedType
 from transformers import PreTrainedTokenizerBase
 
 from fourstage.arguments import DataArguments, InstructConfig, ModelArguments, PretrainConfig, RewardModelConfig
@@ -33,6 +34,7 @@ def resolve_pretrain(data_args: DataArguments, training_args: PretrainConfig, mo
     if training_args.use_muon and model_args.use_peft:  # adapters take AdamW
         training_args.use_muon = False
         filled.append("use_muon")
+    filled += _without_muon(training_args)
     fill_rates(training_args, random_weights and uses_scaled_init(model_args), random_weights, model_args.use_peft)
     if training_args.packing_strategy == "auto":
         training_args.packing_strategy = packing_strategy(model_args.attn_implementation)
@@ -53,7 +55,7 @@ def resolve_sft(data_args: DataArguments, training_args: InstructConfig, model_a
     if training_args.use_muon and model_args.use_peft:
         raise ValueError("use_muon with use_peft: Muon is for whole matrices, adapters take AdamW; leave one out")
     sources(data_args, "sft")
-    filled = _fill_max_length(training_args, model_args)
+    filled = _fill_max_length(training_args, model_args) + _without_muon(training_args)
     return filled + fill_precision(training_args, model_args, _parameters(model_args))
 
 
@@ -84,6 +86,17 @@ def resolve_grpo(
         training_args.learning_rate = default_learning_rate(size, model_args.use_peft)
         filled.append("learning_rate")
     return filled
+
+
+def _without_muon(training_args: PretrainConfig | InstructConfig) -> list[str]:
+    """Takes AdamW where DeepSpeed would hand Muon flat vectors for its matrices, and says so."""
+    state = training_args.distributed_state
+    if not training_args.use_muon or state is None or state.distributed_type != DistributedType.DEEPSPEED:
+        return []
+    if state.is_main_process:
+        print("use_muon: DeepSpeed flattens weights and Muon needs whole matrices, so AdamW takes its place")
+    training_args.use_muon = False
+    return ["use_muon"]
 
 
 def _parameters(model_args: ModelArguments, tokens: int = 0) -> int:

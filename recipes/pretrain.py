@@ -16,6 +16,7 @@ def main(data_args: DataArguments, training_args: PretrainConfig, model_args: Mo
     from fourstage.artifact.progress import show_summary, watch
     from fourstage.artifact.run import finish_run, record_data, start_run
     from fourstage.data.loading import load_texts, texts_of
+    from fourstage.evaluation.everywhere import evaluate_everywhere
     from fourstage.evaluation.generation import continue_texts
     from fourstage.launch import check_launch
     from fourstage.models.adapters import adapter_config, finished_model
@@ -61,6 +62,7 @@ def main(data_args: DataArguments, training_args: PretrainConfig, model_args: Mo
         keep_markers=model_args.keep_markers,
     )
     speed_up(trainer, model_args)
+    evaluate_everywhere(trainer)
     watch(trainer, run)
 
     result = trainer.train(resume_from_checkpoint=run.checkpoint)

@@ -19,6 +19,7 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
     from fourstage.artifact.run import finish_run, record_data, start_run
     from fourstage.data.encoded import encode_pairs
     from fourstage.data.loading import load_preferences
+    from fourstage.evaluation.everywhere import evaluate_everywhere
     from fourstage.evaluation.reward_model import describe_report, longer_wins, measure
     from fourstage.launch import check_launch
     from fourstage.models.adapters import adapter_config, finished_model, keep_head_type
@@ -55,6 +56,7 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
     )
     keep_head_type(trainer.model)  # on a quantised base TRL makes the score head bfloat16
     speed_up(trainer, model_args)
+    evaluate_everywhere(trainer)
     watch(trainer, run)
 
     result = trainer.train(resume_from_checkpoint=run.checkpoint)

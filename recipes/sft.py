@@ -18,6 +18,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     from fourstage.data.encoded import encode_conversations
     from fourstage.data.loading import load_conversations
     from fourstage.data.trained_text import tell_untrained
+    from fourstage.evaluation.everywhere import evaluate_everywhere
     from fourstage.evaluation.generation import answer_questions
     from fourstage.instruction import InstructTrainer
     from fourstage.launch import check_launch
@@ -67,6 +68,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     complete_tied_head(trainer.model)  # LoRA on a tied head: TRL's fused loss asks it for a bias
     check_fused_head(trainer)  # some architectures do more than TRL's fused loss knows of
     speed_up(trainer, model_args)
+    evaluate_everywhere(trainer)
     watch(trainer, run)
 
     result = trainer.train(resume_from_checkpoint=run.checkpoint)

@@ -1,0 +1,33 @@
+"""Evaluations of several processes that give the figures of one."""
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+
+def evaluate_everywhere(trainer: Trainer) -> None:
+    """Has every process evaluate all held-out rows, where there are several.
+
+    Divided among processes, rows are repeated until all processes have as many batches as the others, and figures are
+    means over batches that no longer hold the same rows: they depend on the number of processes. Held-out rows are few
+    beside those of training, so each process takes as long for them as one alone would.
+    """
+    if trainer.accelerator.num_processes == 1 or not isinstance(trainer.eval_dataset, Dataset):
+        return
+
+    def all_rows(eval_dataset: Dataset | None = None) -> DataLoader:
+        rows: Dataset = trainer.eval_dataset if eval_dataset is None else eval_dataset
+        left = len(rows)
+
+        def of_this_process(losses: torch.Tensor) -> torch.Tensor:
+            """The mean loss of a batch, once for each row: transformers repeats it as if every batch were full."""
+            nonlocal left
+            counted = losses[:left]
+            left -= len(counted)
+            return counted
+
+        trainer.gather_function = of_this_process  # transformers puts its own back after each evaluation
+        return DataLoader(rows, batch_size=trainer.args.eval_batch_size, collate_fn=trainer.data_collator)
+
+    trainer.get_eval_dataloader = all_rows
