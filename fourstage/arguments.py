@@ -257,7 +257,8 @@ def choose_by_device(config: Any, checkpointing_on_gpu: bool = False) -> None:
         torch.set_flush_denormal(True)
         keep_memory()
     gpu = torch.cuda.is_available() and not config.use_cpu
-    if config.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    on_cpu = config.use_cpu or not torch.accelerator.is_available()
+    if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         config.ddp_backend = config.ddp_backend or "gloo"
     config.precision_left_open = config.use_cpu and config.bf16 is None and not config.fp16  # for `fourstage.resolve`
     if config.bf16 is None:

@@ -46,6 +46,20 @@ def check_launch(training_args: "TrainingArguments") -> None:
     check_accelerate_processes(state)
     check_world_size(state, training_args.output_dir)
     check_sharding(state, training_args)
+    make_models_whole(state)
+
+
+def make_models_whole(state: PartialState) -> None:
+    """Has models made and read whole under ZeRO-3 until the trainer shards them, which turns this off.
+
+    transformers would shard them as they are made. Random weights are then drawn in another order than by one process,
+    new heads too, and nothing can be checked by a forward pass before the trainer is there. In return every process
+    needs the memory of a whole model until then.
+    """
+    if state.distributed_type == DistributedType.DEEPSPEED:
+        from transformers.integrations import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
 
 
 def check_accelerate_processes(state: PartialState) -> None:

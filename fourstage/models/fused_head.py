@@ -1,13 +1,15 @@
 """TRL's fused output head: checked against the plain one, and where the plain one is quicker."""
 
 import inspect
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 from trl import SFTTrainer
 
 _SMALL = 1 << 25  # logits, 128 MB in float32
@@ -35,7 +37,26 @@ def check_fused_head(trainer: SFTTrainer) -> None:
     model = cast(PreTrainedModel, trainer.model).eval()
     batch = trainer.data_collator([next(iter(cast(Dataset, trainer.eval_dataset)))])
     inputs = {key: value.to(model.device) for key, value in batch.items() if torch.is_tensor(value)}
-    check_head_on(model, **inputs)
+    with before_sharding(trainer):
+        check_head_on(model, **inputs)
+
+
+@contextmanager
+def before_sharding(trainer: Trainer) -> Generator[None]:
+    """Around a forward pass between the making of a trainer and its training: under ZeRO-3 libraries take the weights
+    for sharded then, which they are not yet.
+    """
+    plugin = trainer.args.deepspeed_plugin
+    if plugin is None:
+        yield
+        return
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        plugin.set_deepspeed_weakref()
 
 
 @torch.no_grad()

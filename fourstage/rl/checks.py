@@ -11,7 +11,7 @@ from trl import GRPOTrainer
 from fourstage.data.lengths import BATCH, prompt_ids
 from fourstage.models.adapters import complete_tied_head
 from fourstage.models.facts import context_of
-from fourstage.models.fused_head import check_head_on
+from fourstage.models.fused_head import before_sharding, check_head_on
 from fourstage.rl.trl_contract import config_of
 
 _STREAM_CHECKED = 1_000
@@ -74,5 +74,6 @@ def check_head(trainer: GRPOTrainer) -> None:
     ids = ids if ids.size(1) > 1 else ids.repeat(1, 2)  # a prompt may be one token long
     model = cast(PreTrainedModel, trainer.model)
     complete_tied_head(model)
-    check_head_on(model.eval(), labels=ids, temperature=trainer.temperature, input_ids=ids)
+    with before_sharding(trainer):
+        check_head_on(model.eval(), labels=ids, temperature=trainer.temperature, input_ids=ids)
     model.train()
