@@ -76,8 +76,8 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
 
     # What the stage leaves
     metrics = {**result.metrics, **trainer.evaluate()}
-    if run.is_main and training_args.save_value_model:
-        trainer.value_model.save(run.folder / "value")
+    if training_args.save_value_model:
+        trainer.value_model.save(run.folder / "value", run.is_main)
     model = finished_model(run, trainer, load_causal_lm, model_args)
     samples = answer_questions(model, tokenizer)
     finish_run(run, trainer, model, samples, metrics)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from accelerate import Accelerator
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import disable_dropout_in_model, use_adapter
 
@@ -18,6 +20,7 @@ from fourstage.models.facts import check_one_label
 from fourstage.models.fused_head import base_model
 from fourstage.parent import VALUE_HEAD, check_parent
 from fourstage.ppo.config import PPOConfig
+from fourstage.ppo.sharding import gathered, shard_critic
 from fourstage.rl.forward import positions
 
 ADAPTER = "value"
@@ -72,19 +75,29 @@ class Critic(nn.Module):
             return own
         return own | {name: p for name, p in self.policy.named_parameters() if f".{ADAPTER}." in name}
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, writes: bool = True) -> None:
         """Writes the backbone, with adapters merged, and the head beside it: a folder for `load_critic`.
 
-        A critic that shares the policy's base writes its adapter, which PEFT puts on that base, and the head.
+        A critic that shares the policy's base writes its adapter, which PEFT puts on that base, and the head. Of
+        several processes all have to call it, for shards of weights come from each, and one `writes`.
         """
+        head = gathered(self.head.state_dict())
+        weights = gathered(self.backbone.state_dict()) if self.is_sharded else None
+        if not writes:
+            return
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in self.head.state_dict().items()}, folder / VALUE_HEAD)
+        save_file(head, folder / VALUE_HEAD)
         if self.policy is not None:
             self.policy.save_pretrained(str(folder), selected_adapters=[ADAPTER])
         else:
             backbone = self.backbone
             merged = copy.deepcopy(backbone).merge_and_unload() if isinstance(backbone, PeftModel) else backbone
-            merged.save_pretrained(folder)
+            merged.save_pretrained(folder, state_dict=weights)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of the weights."""
+        return isinstance(next(self.head.parameters()), DTensor)
 
 
 def classifier_critic(model: PreTrainedModel | PeftModel) -> Critic:
@@ -220,10 +233,14 @@ def _with_adapters(backbone: PreTrainedModel, peft_config: PeftConfig) -> PreTra
     return cast(PreTrainedModel, get_peft_model(backbone, settings))  # a PeftModel answers as the model it wraps
 
 
-def prepare_critic(critic: Critic, device: torch.device, args: PPOConfig) -> None:
-    """Turns dropout off if `args` do, moves the critic to `device`, and sets gradient checkpointing as the policy's."""
+def prepare_critic(critic: Critic, accelerator: Accelerator, args: PPOConfig, sharded: bool) -> None:
+    """Turns dropout off if `args` do, moves the critic to its device, sharded or whole, and sets gradient checkpointing
+    as the policy's.
+    """
     if args.disable_dropout:
         disable_dropout_in_model(critic)
-    critic.to(device).train(bool(args.activation_checkpointing))
+    critic.to(accelerator.device).train(bool(args.activation_checkpointing))
     if args.activation_checkpointing and critic.policy is None:
         critic.backbone.activation_checkpointing_enable()
+    if sharded:
+        shard_critic(critic, accelerator)

@@ -4,6 +4,7 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fourstage.ppo import functional as F
 from fourstage.ppo.config import PPOConfig
 from fourstage.ppo.critic import Critic, build_critic, prepare_critic
 from fourstage.ppo.metrics import policy_metrics, rollout_explained_variance, rollout_metrics
+from fourstage.ppo.sharding import average_gradients, divided, divided_states, gathered, shards
 from fourstage.rl.batches import Batch, grouped_by_length, loss_mask, trimmed
 from fourstage.rl.checks import check_head, check_launch_supported, check_prompts
 from fourstage.rl.decoding import quick_generation
@@ -99,6 +101,7 @@ class PPOTrainer(GRPOTrainer):
         reward_funcs, kwargs["reward_processing_classes"] = prepare_rewards(
             reward_funcs, kwargs.get("reward_processing_classes"), kwargs.get("train_dataset")
         )
+        whole_scorers = copy.deepcopy(reward_funcs) if args.deepspeed_plugin else None  # ZeRO-3 shards those given
         value_peft_config = copy.deepcopy(value_peft_config)  # PEFT writes into the policy's, which may be the same one
         adapters = kwargs.get("peft_config") is not None or is_peft_model(model)
         beta = args.beta
@@ -109,7 +112,8 @@ class PPOTrainer(GRPOTrainer):
         finally:
             args.beta = beta
         self.beta = 0.0  # GRPO's own KL term in the loss would count the penalty twice
-        for check in (check_attributes, show_opening, check_launch_supported, check_prompts, check_head):
+        check_launch_supported(self, adapters or value_peft_config is not None)
+        for check in (check_attributes, show_opening, check_prompts, check_head):
             check(self)
         policy = self.accelerator.unwrap_model(self.model)
         if args.beta and not adapters:
@@ -117,7 +121,7 @@ class PPOTrainer(GRPOTrainer):
         ignored = ignored_sampling_fields(base_model(policy))
         if ignored and self.accelerator.is_main_process:
             print(f"rollouts ignore these fields of the policy's generation_config: {ignored}")
-        self._add_critic(policy, value_model, value_peft_config)
+        self._add_critic(policy, value_model, value_peft_config, whole_scorers or self.reward_funcs)
         self.add_callback(SaveAtRollouts(args.steps_per_update))
 
     @property
@@ -130,13 +134,14 @@ class PPOTrainer(GRPOTrainer):
         policy: PreTrainedModel | PeftModel,
         value_model: str | PreTrainedModel | None,
         value_peft_config: PeftConfig | None,
+        scorers: list,
     ) -> None:
-        """The critic on its device, with an optimizer of its own."""
-        pairs = zip(self.reward_funcs, self.reward_processing_classes, strict=True)
-        scorers = [(self.accelerator.unwrap_model(m), t) for m, t in pairs if isinstance(m, nn.Module)]
-        critic = build_critic(policy, value_model, scorers, self._tokenizer, value_peft_config)
+        """The critic on its device, with an optimizer of its own. `scorers` are the reward functions, models whole."""
+        pairs = zip(scorers, self.reward_processing_classes, strict=True)
+        models = [(self.accelerator.unwrap_model(m), t) for m, t in pairs if isinstance(m, nn.Module)]
+        critic = build_critic(policy, value_model, models, self._tokenizer, value_peft_config)
         self._critic = [critic]  # in a list: it is not part of the policy, which gets saved and wrapped
-        prepare_critic(critic, self.accelerator.device, self.args)
+        prepare_critic(critic, self.accelerator, self.args, sharded=shards(self))
         self._value_parameters = critic.trained()
         kind, options = self.get_optimizer_cls_and_kwargs(self.args)
         options = {**options, "lr": self.args.value_learning_rate, "weight_decay": self.args.weight_decay}
@@ -162,7 +167,8 @@ class PPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> Batch:
         policy = self.accelerator.unwrap_model(self.model_wrapped)
-        with plain_sampling(base_model(policy)), quick_generation(policy):
+        quick = nullcontext() if shards(self) else quick_generation(policy)  # TRL's keeps the processes in step
+        with plain_sampling(base_model(policy)), quick:
             rollout = super()._generate_and_score_completions(inputs)
         check_batch(rollout)
         weights = self.reward_weights.to(self._rewards.device)
@@ -311,11 +317,11 @@ class PPOTrainer(GRPOTrainer):
 
     def _step_critic(self) -> None:
         parameters = list(self._value_parameters.values())
-        if self.accelerator.num_processes > 1:
-            self._average_gradients(parameters)
+        if self.accelerator.num_processes > 1 and not shards(self):
+            average_gradients(parameters, self.accelerator)
         if self.args.max_grad_norm:
             norm = nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
-            self._metrics["train"]["val/grad_norm"].append(norm.item())
+            self._metrics["train"]["val/grad_norm"].append(gathered(norm).item())
         rate = self.args.value_learning_rate
         base, now = self.lr_scheduler.base_lrs[0], self.lr_scheduler.get_last_lr()[0]
         assert rate is not None  # PPOConfig fills it
@@ -323,13 +329,6 @@ class PPOTrainer(GRPOTrainer):
             group["lr"] = rate * (now / base if base else 1.0)
         self.value_optimizer.step()
         self.value_optimizer.zero_grad(set_to_none=True)
-
-    def _average_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Over processes, all in one message. DDP does not wrap the critic, which runs outside the policy's forward."""
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        mean = self.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), reduction="mean")
-        for parameter, part in zip(parameters, mean.split([grad.numel() for grad in grads]), strict=True):
-            parameter.grad = part.view_as(parameter)
 
     # Metrics
 
@@ -370,17 +369,17 @@ class PPOTrainer(GRPOTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
-        if self.args.save_value_model and not _internal_call and self.args.should_save:
+        if self.args.save_value_model and not _internal_call:
             folder = output_dir or self.args.output_dir
             assert folder is not None  # transformers fills it
-            self.value_model.save(Path(folder) / "value")
+            self.value_model.save(Path(folder) / "value", self.args.should_save)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
+        weights, state = gathered(self._value_parameters), gathered(self.value_optimizer.state_dict())
         if self.args.should_save:
-            weights = {name: p.detach().cpu().contiguous() for name, p in self._value_parameters.items()}
             save_file(weights, Path(output_dir) / VALUE_FILE)
-            torch.save(self.value_optimizer.state_dict(), Path(output_dir) / VALUE_OPTIMIZER_FILE)
+            torch.save(state, Path(output_dir) / VALUE_OPTIMIZER_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -395,6 +394,6 @@ class PPOTrainer(GRPOTrainer):
         weights = load_file(folder / VALUE_FILE)
         with torch.no_grad():
             for name, parameter in self._value_parameters.items():
-                parameter.copy_(weights[name])
+                parameter.copy_(divided(weights[name], parameter))
         state = torch.load(folder / VALUE_OPTIMIZER_FILE, map_location="cpu", weights_only=True)
-        self.value_optimizer.load_state_dict(state)
+        self.value_optimizer.load_state_dict(divided_states(state, list(self._value_parameters.values())))

@@ -17,13 +17,13 @@ from fourstage.rl.trl_contract import config_of
 _STREAM_CHECKED = 1_000
 
 
-def check_launch_supported(trainer: GRPOTrainer) -> None:
+def check_launch_supported(trainer: GRPOTrainer, adapters: bool) -> None:
     """Raises ValueError for launches in which the critic cannot be trained like the policy."""
     for name, on in (("FSDP", trainer.is_fsdp_enabled), ("DeepSpeed", trainer.is_deepspeed_enabled)):
-        if on:
+        if on and adapters:
             raise ValueError(
-                f"{name} is not supported by PPO: it would not shard the critic, a whole copy in every process; launch "
-                "with accelerate_configs/ddp.yaml, and add --use_peft if memory is short"
+                f"use_peft: with adapters PPO's critic shares the policy's base, which {name} would shard for it "
+                "alone; leave out --use_peft, or launch with accelerate_configs/ddp.yaml"
             )
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 from trl import GRPOTrainer
+from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from fourstage.rl.batches import Batch
@@ -30,6 +31,10 @@ def frozen_copy(trainer: GRPOTrainer) -> nn.Module:
     reference.requires_grad_(False).eval()
     disable_dropout_in_model(reference)
     add_fused_lm_head(reference, trainer.temperature, config_of(trainer).cast_lm_head_to_fp32)
+    if trainer.is_deepspeed_enabled:
+        return prepare_deepspeed(reference, trainer.accelerator)
+    if trainer.is_fsdp_enabled:
+        return prepare_fsdp(reference, trainer.accelerator)
     return trainer.accelerator.prepare_model(reference, evaluation_mode=True)
 
 
