@@ -41,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     recipes = commands.add_parser("recipes", help="copy the recipes and launch configs to where you work")
     recipes.add_argument("folder", type=Path, metavar="DIR", help="where they go, such as . for here")
     recipes.set_defaults(command=_recipes)
+    needs = "what a run of a recipe will need: memory, tokens, time; before it is launched"
+    plan = commands.add_parser("plan", help=needs, add_help=False, prefix_chars="\0")  # its flags are the recipe's too
+    plan.add_argument("words", nargs="*")
+    plan.set_defaults(command=_plan)
     _add_chat(commands)
     _add_prefer(commands)
     return parser
@@ -174,6 +178,12 @@ def _recipes(arguments: argparse.Namespace) -> int:
     recipes = arguments.folder / "recipes"
     print(f"{recipes}: try accelerate launch {recipes / 'pretrain.py'} --help")
     return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from fourstage.plan.command import run_plan
+
+    return run_plan(arguments.words)
 
 
 def _push(arguments: argparse.Namespace) -> int:

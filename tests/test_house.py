@@ -61,12 +61,14 @@ MAY_IMPORT = {
     "grpo": "arguments evaluation models rl",
     "speed": "arguments",
     "resolve": "arguments data grpo models optim ppo pretraining speed",
+    "plan": "arguments data errors grpo imports instruction models optim parent ppo pretraining resolve rl settings_file "
+    "shipped speed",
     "speaking": "models parent",
     "chat": "data errors evaluation models parent prefer speaking stages web",
     "demo": "arguments artifact atomic data evaluation models parent rl stages verifiers",
     "web": "",
     "prefer": "arguments atomic data errors evaluation models parent rl speaking web",
-    "cli": "artifact chat prefer report shipped",
+    "cli": "artifact chat plan prefer report shipped",
 }
 # All that these may import beside the standard library and themselves.
 KNOWS_ONLY = {

@@ -95,7 +95,7 @@ def decode(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, config: 
     ends = torch.tensor(stop_ids(config), device=ids.device, dtype=ids.dtype)
     rows, running = torch.arange(size, device=ids.device), ids.new_ones(size, dtype=torch.bool)
     for step in range(limit):
-        tokens = _next_tokens(logits, rows, size, config)
+        tokens = next_tokens(logits, rows, size, config)
         written[rows[running], step] = tokens[running]
         running = running & ~torch.isin(tokens, ends)
         left = int(running.sum())
@@ -123,7 +123,8 @@ def _read_prompts(model: nn.Module, ids: Tensor, mask: Tensor, cache: DynamicCac
     return logits[which]
 
 
-def _next_tokens(logits: Tensor, rows: Tensor, size: int, config: GenerationConfig) -> Tensor:
+def next_tokens(logits: Tensor, rows: Tensor, size: int, config: GenerationConfig) -> Tensor:
+    """The token of each of `rows` (places in a batch of `size`) by its logits, (rows, V)."""
     if not config.do_sample:
         return logits.float().argmax(dim=-1)
     probabilities = (logits.float() / config.temperature).softmax(dim=-1)

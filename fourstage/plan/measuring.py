@@ -1,0 +1,85 @@
+"""Two real steps of a recipe in a program of its own, and the most memory that they held.
+
+    python -m fourstage.plan.measuring RESULT.json allocated recipes/sft.py --flag ...
+
+What is measured begins with `Trainer.train` and ends with it: what the models held before, and what training added.
+CUDA: max_memory_allocated. CPU: the peak of the resident set, its mark put back first (resident), or of what
+torch's allocator gave out, as torch.profiler reports it (allocated): one of them, as the profiler holds memory too.
+"""
+
+import ctypes
+import gc
+import json
+import runpy
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def main(result: str, way: str, recipe: str, *flags: str) -> None:
+    """Runs the recipe, writes {"peak": bytes, "what": ..., "held": bytes before} and ends after training."""
+    from transformers import Trainer
+
+    def train(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        step = lambda: own(trainer, *args, **kwargs)  # noqa: E731
+        held = _held(trainer)
+        if torch.cuda.is_available() and trainer.args.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            step()
+            found = {"peak": torch.cuda.max_memory_allocated(), "what": "max_memory_allocated"}
+        elif way == "allocated":
+            found = {"peak": held + _most_allocated(step), "what": "allocated by torch"}
+        else:
+            found = {"peak": held + _resident_growth(step), "what": "resident set"}
+        Path(result).write_text(json.dumps({**found, "held": held}))
+        raise SystemExit(0)
+
+    own = Trainer.train
+    setattr(Trainer, "train", train)  # noqa: B010  # its type is another, as it never returns
+    sys.argv = [recipe, *flags]
+    runpy.run_path(recipe, run_name="__main__")
+
+
+def _held(trainer: Any) -> int:
+    """Bytes of the weights that are there before the first step, each storage once."""
+    models = [trainer.model, getattr(trainer, "ref_model", None), getattr(trainer, "value_model", None)]
+    models += [one for one in getattr(trainer, "reward_funcs", []) if isinstance(one, torch.nn.Module)]
+    tensors: Iterable[torch.Tensor] = (
+        x for model in models if model is not None for x in [*model.parameters(), *model.buffers()]
+    )
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+
+
+def _resident_growth(step: Any) -> int:
+    """How far the resident set grows. What Python and malloc keep for later is given back first."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes what is resident now
+    before = _high_water()
+    step()
+    return _high_water() - before
+
+
+def _high_water() -> int:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def _most_allocated(step: Any) -> int:
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
