@@ -3,7 +3,7 @@
     python benchmarks/follow.py runs/three/seed-0 runs/three/seed-1 runs/three/seed-2 --output_dir runs/follow
 
 Each CHAIN has a finished pretrain/ and sft/ of the demo; only sft/ is read. A person sees two different answers,
-sampled at temperature 1, to a prompt that stage 2 held out. The right one wins over a wrong one; of two right or two
+sampled at temperature 1, to one of 200 held-out questions. The right one wins over a wrong one; of two right or two
 wrong ones the one to the person's taste; without a difference it is a tie, which counts for nothing. Then
 recipes/pipeline.py learns from the choices, and 500 held-out questions about stories are answered before and after,
 greedily and sampled. A person who chooses at random gets PPO too, by force, if the pipeline does not go on by itself.
@@ -52,13 +52,14 @@ def choose(taste: str, answers: tuple[str, str], reference: str, rng: random.Ran
 
 
 def shown(sft: Path, seed: int) -> Iterator[tuple[list[dict], str, tuple[str, str]]]:
-    """(prompt, right answer, two different answers), without end: of the prompts that stage 2 of the demo held out."""
+    """(prompt, right answer, two different answers), without end: to questions like those of the page, and not those
+    that are measured.
+    """
     from transformers import set_seed
 
-    from fourstage.data.embedded import styles
-    from fourstage.data.embedded.rows import demo_rows
+    from fourstage.data.embedded.rows import held_out_items
 
-    rows, rng = demo_rows("sft")[1], random.Random(seed)
+    rows, rng = held_out_items("reading", QUESTIONS + 200)[QUESTIONS:], random.Random(seed)
     model, tokenizer = opened(sft)
     set_seed(seed)
     while True:
@@ -67,7 +68,7 @@ def shown(sft: Path, seed: int) -> Iterator[tuple[list[dict], str, tuple[str, st
         sides = [said(model, tokenizer, prompts, 1.0) for _ in range(2)]
         for row, left, right in zip(rows, *sides, strict=True):
             if left != right:
-                yield row["prompt"], styles.content(row["completion"][0]["content"]), (left, right)
+                yield row["prompt"], row["reference"], (left, right)
 
 
 def write_choices(sft: Path, taste: str, number: int, seed: int, output: Path) -> None:
