@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from huggingface_hub import get_token
 from transformers import TrainingArguments
 
@@ -54,6 +56,7 @@ def new_record(
         "seed": training_args.seed,
         "git_sha": git_sha(),
         "processes": PartialState().num_processes,
+        "engine": engine(training_args),
         "versions": {"fourstage": __version__, **{name: version(name) for name in _LIBRARIES}},
         "parent": parent.identity() if parent else None,
         "reward_model": scorer.identity() if scorer else None,
@@ -64,6 +67,17 @@ def new_record(
         "arguments": json.loads(redact(json.dumps(arguments, default=str))),
         "resolved": sorted(resolved),
     }
+
+
+def engine(training_args: TrainingArguments) -> str:
+    """What trains the processes together: none, ddp, fsdp1 or 2, zero1, zero2, zero3."""
+    state = PartialState()
+    if training_args.deepspeed_plugin is not None:
+        return f"zero{training_args.deepspeed_plugin.zero_stage}"
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") or training_args.fsdp:
+        options = training_args.fsdp_config if isinstance(training_args.fsdp_config, dict) else {}
+        return f"fsdp{options.get('version', 2) if training_args.fsdp else os.environ.get('FSDP_VERSION', 1)}"
+    return "ddp" if state.num_processes > 1 else "none"
 
 
 def identity(record: dict) -> dict:

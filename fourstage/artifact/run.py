@@ -269,6 +269,7 @@ def _open(folder: Path, record: dict, resume: str | None, settings: HubSettings 
             folder.mkdir(parents=True, exist_ok=True)
             if hub.restore(folder):
                 former = {**record, "data": there["data"], "processes": there["processes"]}
+                former["engine"] = there.get("engine", record["engine"])
                 Run(folder, former, None, True).write()
                 decision = _decide(folder, record, resume)
     except ValueError as error:
@@ -306,6 +307,12 @@ def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | 
         return "error", (
             f"{folder} ran with {former['processes']} processes, now {record['processes']}, another number of rows a "
             f"step; resume it with --num_processes {former['processes']}, or choose another --output_dir"
+        )
+    ran_under = former.get("engine", record["engine"])
+    if ran_under != record["engine"]:
+        return "error", (
+            f"{folder} ran under {ran_under}, now {record['engine']}, whose checkpoints have another form; "
+            f"resume it with {ran_under}, or choose another --output_dir"
         )
     return "start", checkpoint or _last_checkpoint(folder)
 

@@ -217,13 +217,20 @@ def test_an_impossible_model_is_refused_in_one_line(chain, tmp_path, flags, name
     assert "\n" not in str(refused.value)
 
 
-def test_a_resumption_with_another_number_of_processes_is_refused(chain, tmp_path):
+@pytest.mark.parametrize(
+    ("now", "then", "fix"),
+    [
+        ('"processes": 1', '"processes": 2', "--num_processes 2"),
+        ('"engine": "none"', '"engine": "fsdp2"', "ran under fsdp2, now none.*resume it with fsdp2"),
+    ],
+)
+def test_a_resumption_with_other_processes_is_refused(chain, tmp_path, now, then, fix):
     flags = [*chain["pretrain"], "--output_dir", tmp_path / "run"]
     run_here("pretrain", *flags)
     cut_off(tmp_path / "run", step=4)
     record = tmp_path / "run" / "run.json"
-    record.write_text(record.read_text().replace('"processes": 1', '"processes": 2'))
-    with pytest.raises(ValueError, match="--num_processes 2"):
+    record.write_text(record.read_text().replace(now, then))
+    with pytest.raises(ValueError, match=fix):
         run_here("pretrain", *flags)
 
 
