@@ -1,13 +1,16 @@
 """Wrong inputs as a person reads them: one line and exit code 2. A traceback is for bugs."""
 
 import linecache
+import os
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from traceback import walk_tb
 from types import FrameType
 
 _LIBRARIES = ("trl", "transformers", "peft", "accelerate")
+_WAIT_FOR_FIRST = 10.0  # seconds: processes come to a wrong input within a few
 
 
 def one_line(error: BaseException, longest: int = 400, with_type: bool = False) -> str:
@@ -27,6 +30,9 @@ def reported_errors() -> Generator[None]:
     transformers check their settings that way. Whatever else is raised is a bug and keeps its traceback, as everything
     does where the command line has `--debug` alone (with a value it is transformers' own flag).
 
+    Of several processes the first speaks for all: its end has the launcher end the others, which meanwhile wait. One
+    that is still there after some seconds has found what the first has not, and says it.
+
     To tell a `raise` from int("x"), it reads the source line; without sources every error keeps its traceback.
     """
     debug = _take_debug_flag()
@@ -36,6 +42,8 @@ def reported_errors() -> Generator[None]:
         origin = _origin(error)
         if debug or origin is None:
             raise
+        if int(os.environ.get("RANK", "0")):  # of torchrun and accelerate
+            time.sleep(_WAIT_FOR_FIRST)
         message = str(error) if origin == "fourstage" else f"{one_line(error)} (from {origin}; --debug shows where)"
         print(f"error: {message}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None

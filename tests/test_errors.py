@@ -6,7 +6,9 @@ import sys
 import pytest
 from helpers import ACCELERATE, RECIPES, run_program
 
+from fourstage import errors
 from fourstage.errors import one_line
+from fourstage.verifiers import length
 
 PROGRAM = """
 from fourstage.errors import reported_errors
@@ -72,3 +74,15 @@ def test_a_setting_that_a_library_refuses_is_told_with_its_name():
     done = run_program(sys.executable, RECIPES / "pretrain.py", *flags, ok=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.rstrip().endswith("(from transformers; --debug shows where)")
+
+
+@pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [10.0])])
+def test_of_several_processes_the_first_speaks(monkeypatch, capsys, rank, waits):
+    """The others wait to be ended by the launcher; the error of one that is not was its own."""
+    slept = []
+    monkeypatch.setattr(errors.time, "sleep", slept.append)
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as ended_with, errors.reported_errors():
+        length(["a"], margin=0)
+    assert ended_with.value.code == 2 and slept == waits
+    assert capsys.readouterr().err.startswith("error: margin=0")
