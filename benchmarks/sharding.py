@@ -1,0 +1,196 @@
+"""Does every recipe train the same under DDP, ZeRO-2, ZeRO-3 and FSDP2 as in one process? A table, and JSON.
+
+    python benchmarks/sharding.py OUTPUT_DIR
+    python benchmarks/sharding.py OUTPUT_DIR --cases sft sft-lora --engines one fsdp2
+    python benchmarks/sharding.py OUTPUT_DIR --chain runs/demo
+
+A run is 5 updates in float32 on the CPU, with 8 rows an update: in one process, or divided between two. It starts from
+a chain of about 200,000 parameters, made first, or from the folders pretrain, sft and reward of --chain. FSDP2 runs on
+CPUs through the patch in tests/sharded; ZeRO needs the extra deepspeed.
+
+Compared with one process are all that the trainer logs but times, rates and counts, the figures on held-out rows
+among it, and the weights that the run leaves. PPO and GRPO draw tokens by process, so theirs are compared with DDP;
+Muon under DeepSpeed is AdamW, and compared with it. "Apart by" is the largest difference of a figure over its largest
+value in the reference run. A finished run is not run again.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+ENGINES = ("one", "ddp", "zero2", "zero3", "fsdp2")
+NOT_COMPARED = re.compile(r"runtime|per_second|step_time|total_flos|epoch|learning_rate|^step$|num_|ratio_var$")
+EQUAL = 1e-4  # sums in another order come to about 1e-6
+ALL = ["--dataset_name=fourstage/demo", "--report_to=none", "--seed=3", "--bf16=false", "--torch_compile=false"]
+TRIAL = ["--max_steps=5", "--logging_steps=1", "--save_strategy=no", "--eval_strategy=no", "--eval_on_start=false"]
+BASE = ["pretrain", "--num_parameters=200K", "--vocab_size=512", "--max_length=128", "--max_eval_rows=16"]
+RL = ["--max_completion_length=16", "--max_eval_rows=8", "--gradient_accumulation_steps=1", "--learning_rate=1e-4"]
+
+
+def chain_commands(chain: Path) -> dict[str, list[str]]:
+    """{stage: recipe and flags} of the models that the runs start from."""
+    short = ["--eval_strategy=no", "--eval_on_start=false", "--save_strategy=no", "--max_steps=40"]
+    return {
+        "pretrain": [*BASE, *short],
+        "sft": ["sft", f"--model_name_or_path={chain / 'pretrain'}", "--use_muon", "--learning_rate=3e-3", *short],
+        "reward": ["reward", f"--model_name_or_path={chain / 'sft'}", "--learning_rate=2e-3", *short],
+    }
+
+
+def cases(chain: Path) -> dict[str, list[str]]:
+    """{case: recipe and flags}."""
+    base, tuned = (f"--model_name_or_path={chain / stage}" for stage in ("pretrain", "sft"))
+    scored = f"--reward_model_name_or_path={chain / 'reward'}"
+    full = {
+        "pretrain": [*BASE, "--no_use_muon"],
+        "pretrain-muon": BASE,
+        "sft": ["sft", base],
+        "reward": ["reward", tuned],
+        "ppo": ["ppo", tuned, scored, *RL],
+        "grpo": ["grpo", tuned, scored, "--num_generations=4", *RL],
+    }
+    adapted = {
+        f"{case}-lora": [*full[case], "--use_peft", "--lora_dropout=0"] for case in ("sft", "reward", "ppo", "grpo")
+    }
+    return full | adapted
+
+
+def launch(engine: str, folder: Path, recipe: str, flags: list[str], rows: int = 8) -> str:
+    """Runs a recipe into `folder`, logging to FOLDER.log. Returns "" if it succeeded, else the line that says why."""
+    if (folder / "trainer_state.json").is_file():
+        return ""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    config = {"one": "cpu"}.get(engine, engine)
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+    words += ["--config_file", str(ROOT / "accelerate_configs" / f"{config}.yaml")]
+    path = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    more = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    if engine != "one":
+        words += ["--num_processes", "2", "--main_process_port", free_port()]
+        rows //= 2
+    if engine == "fsdp2":
+        path.insert(0, str(ROOT / "tests" / "sharded"))
+        more["FSDP_ON_CPU"] = "1"
+    words += [str(ROOT / "recipes" / f"{recipe}.py"), *flags, f"--per_device_train_batch_size={rows}", *ALL]
+    with open(f"{folder}.log", "w") as log:
+        environment = {**os.environ, **more, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+        done = subprocess.run(
+            [*words, f"--output_dir={folder}"], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    return why(Path(f"{folder}.log")) if done.returncode else ""
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def why(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    refused = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if refused:
+        return f"refused: {refused[0]}"
+    errors = [re.sub(r"^\[rank\d+\]: ", "", line) for line in lines]
+    errors = [line for line in errors if re.match(r"[\w.]*(Error|Exception)\b", line) and "ChildFailed" not in line]
+    return f"FAILED: {errors[-1] if errors else lines[-1:]}"
+
+
+def figures(folder: Path) -> dict[str, list[float]]:
+    """{name: its values in the order logged}."""
+    found: dict[str, list[float]] = {}
+    for row in json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]:
+        for name, value in row.items():
+            if not NOT_COMPARED.search(name):
+                found.setdefault(name, []).append(float(value))
+    return found
+
+
+def compare(folder: Path, reference: Path) -> dict:
+    """How far a run is from its reference: the figure that is furthest, the gradient norm, the weights."""
+    ours, theirs, apart = figures(folder), figures(reference), {}
+    missing = sorted(ours.keys() ^ theirs.keys())
+    for name in ours.keys() & theirs.keys():
+        largest = max(map(abs, theirs[name])) or 1.0
+        apart[name] = max(abs(a - b) / largest for a, b in zip(ours[name], theirs[name], strict=True))
+    worst = max((name for name in apart if max(map(abs, theirs[name])) > 1e-5), key=lambda name: apart[name])
+    mine, other = (load_file(path / "model.safetensors") for path in (folder, reference))
+    weights = max((mine[name].float() - other[name].float()).abs().max().item() for name in other)
+    return {"apart": apart[worst], "figure": worst, "missing": missing, "weights": weights, "figures": ours}
+
+
+def in_words(result: dict) -> str:
+    if result.get("why"):
+        return result["why"].split(": ")[0]
+    if "apart" not in result:
+        return "reference"
+    if result["apart"] <= EQUAL and not result["missing"]:
+        return f"equal ({result['apart']:.0e})"
+    return f"apart by {result['apart']:.1e} ({result['figure']})"
+
+
+def run_case(out: Path, chain: Path, case: str, engine: str) -> dict:
+    """Runs a case, and its reference where that is still to be run."""
+
+    def run(case: str, engine: str) -> tuple[Path, str]:
+        folder, (recipe, *flags) = out / f"{case}-{engine}", cases(chain)[case]
+        return folder, launch(engine, folder, recipe, [*flags, *TRIAL])
+
+    by_process = cases(chain)[case][0] in ("ppo", "grpo")
+    adamw = case == "pretrain-muon" and engine.startswith("zero")  # which takes the place of Muon there
+    reference, failed = run("pretrain" if adamw else case, "ddp" if by_process else "one")
+    folder, failed = (reference, failed) if failed else run(case, engine)
+    if failed:
+        return {"why": failed}
+    return {"figures": figures(folder)} if folder == reference else compare(folder, reference)
+
+
+def table(results: dict[str, dict[str, dict]], engines: list[str]) -> str:
+    lines = [f"| | {' | '.join(engines)} |", "|---" * (len(engines) + 1) + "|"]
+    for case, row in results.items():
+        cells = [in_words(row[engine]) if engine in row else "" for engine in engines]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    reasons = {
+        f"{case}, {engine}: {result['why']}"
+        for case, row in results.items()
+        for engine, result in row.items()
+        if result.get("why")
+    }
+    return "\n".join([*lines, "", *sorted(reasons)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output_dir", type=Path, help="where the runs and sharding.json go")
+    parser.add_argument("--chain", type=Path, help="folder with pretrain, sft and reward (default: made here)")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--cases", nargs="+", choices=list(cases(Path())))
+    args = parser.parse_args()
+    out = args.output_dir.resolve()
+    chain = (args.chain or out / "chain").resolve()
+    for stage, command in {} if args.chain else chain_commands(chain).items():
+        if failed := launch("one", chain / stage, command[0], command[1:], rows=16):
+            raise SystemExit(f"{stage}: {failed}")
+    results: dict[str, dict[str, dict]] = {}
+    for case in args.cases or cases(chain):
+        for engine in args.engines:
+            if engine == "one" and case.startswith(("ppo", "grpo")):
+                continue  # it draws other tokens than two processes
+            results.setdefault(case, {})[engine] = run_case(out, chain, case, engine)
+            print(case, engine, in_words(results[case][engine]), flush=True)
+            (out / "sharding.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(table(results, args.engines))
+
+
+if __name__ == "__main__":
+    main()
