@@ -1,0 +1,95 @@
+"""Every recipe in two processes: FSDP2 and ZeRO train what DDP or one process trains, to the rounding of sums.
+
+FSDP2 shards over CPU processes here through sitecustomize.py beside this file. benchmarks/sharding.py has the runs.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, run_here, run_program
+
+pytestmark = pytest.mark.slow
+
+
+def load_benchmark():
+    spec = importlib.util.spec_from_file_location("sharding_benchmark", ROOT / "benchmarks" / "sharding.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+sharding = load_benchmark()
+ONE_PROCESS = ("pretrain", "pretrain-muon", "sft", "sft-lora", "reward")
+ROWS = "--per_device_train_batch_size=8"
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A folder with the models that the runs start from."""
+    folder = tmp_path_factory.mktemp("sharded")
+    for stage, (recipe, *flags) in sharding.chain_commands(folder / "chain").items():
+        run_here(recipe, *flags, *sharding.ALL, ROWS, "--output_dir", folder / "chain" / stage)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(out):
+    """The run that a case is compared with: one process of ours, or DDP where each process draws its own tokens."""
+
+    def run(case):
+        folder, (recipe, *flags) = out / f"{case}-reference", sharding.cases(out / "chain")[case]
+        if folder.exists():
+            return folder
+        if case in ONE_PROCESS:
+            run_here(recipe, *flags, *sharding.TRIAL, *sharding.ALL, ROWS, "--output_dir", folder)
+        else:
+            assert sharding.launch("ddp", folder, recipe, [*flags, *sharding.TRIAL]) == ""
+        return folder
+
+    return run
+
+
+ZERO = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="the extra deepspeed is missing")
+
+
+@pytest.mark.parametrize(
+    ("engine", "case"),
+    [("fsdp2", case) for case in (*ONE_PROCESS, "ppo", "grpo")]
+    + [pytest.param(*pair, marks=ZERO) for pair in (("zero2", "pretrain"), ("zero3", "sft"), ("zero3", "ppo"))],
+)
+def test_sharded_weights_learn_the_same(out, reference, engine, case):
+    folder, (recipe, *flags) = out / f"{case}-{engine}", sharding.cases(out / "chain")[case]
+    assert sharding.launch(engine, folder, recipe, [*flags, *sharding.TRIAL]) == ""
+    found = sharding.compare(folder, reference(case))
+    assert not found["missing"]
+    assert found["apart"] < sharding.EQUAL, found["figure"]
+    if case != "pretrain-muon":  # Muon iterates in bfloat16, and rounding decides the sign of embedding rows' steps
+        assert found["weights"] < 1e-4
+    assert any(found["figures"]["grad_norm"])
+    assert json.loads((folder / "run.json").read_text())["engine"] == engine
+
+
+def test_the_slurm_script_starts_a_process_for_each_gpu_of_each_node(tmp_path):
+    """Two nodes of two GPUs on this machine, by commands in place of Slurm's."""
+    srun = 'shift; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@" & done; wait'
+    program = """import os, sys
+from pathlib import Path
+Path(sys.argv[0] + os.environ["RANK"]).write_text(" ".join([os.environ["WORLD_SIZE"], *sys.argv[1:]]))"""
+    for name, text in {"srun": srun, "scontrol": "printf '127.0.0.1\\nother\\n'"}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "program.py").write_text(program)
+    nodes = {"SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "x", "SLURM_JOB_ID": "77"}
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    run_program("bash", ROOT / "recipes" / "launch.slurm", tmp_path / "program.py", "--a", "b c", PATH=path, **nodes)
+    assert [(tmp_path / f"program.py{rank}").read_text() for rank in range(4)] == ["4 --a b c"] * 4
+
+
+def test_a_refusal_of_two_processes_is_said_once(out):
+    recipe, *flags = sharding.cases(out / "chain")["ppo-lora"]
+    assert sharding.launch("fsdp2", out / "refused", recipe, flags).startswith("refused: use_peft: with adapters")
+    assert (out / "refused.log").read_text().count("error: use_peft") == 1
