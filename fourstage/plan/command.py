@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from fourstage.imports import lean_imports
 
+_ENGINES = ("none", "ddp", "zero2", "zero3", "fsdp2")
 _USAGE = "fourstage plan RECIPE --config FILE.yaml [recipe flags ...] [--gpu h100] [--num_gpus 8] [--engine ddp]"
 
 
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--gpu", metavar="NAME", help="h100, h200, a100, l40s or 4090 (default: this machine)")
     add("--gpu_memory", type=float, metavar="GB", help="of a GPU that has no name here")
     add("--num_gpus", type=int, default=1, help="processes, one a GPU (default: 1)")
-    add("--engine", choices=("none", "ddp", "zero2", "zero3", "fsdp2"), help="default: ddp for several, else none")
+    add("--engine", choices=_ENGINES, help="default: ddp for several, else none")
     add("--price", type=float, help="of a GPU for an hour")
     add("--prompt_tokens", type=int, help="ppo, grpo: the longest prompt (default: of the data, if they are here)")
     measured = "take two real steps here, and print what they held: allocated, resident (CPU) or both"

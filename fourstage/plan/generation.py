@@ -41,7 +41,7 @@ def generate(trainer: Trainer, models: dict[str, nn.Module], rows: int, prompt: 
     watch = Watch({base.config.get_text_config().vocab_size}, args.num_generations or 1, False, cached)  # no NaN
     for part, model in models.items():
         watch.hold(part, model)
-    for optimizer in (trainer.optimizer, getattr(trainer, "value_optimizer", None)):
+    for optimizer in optimizers_of(trainer):
         watch.hold("optimizer", *states_of(optimizer))
     config = GenerationConfig(max_new_tokens=1, do_sample=True, top_k=0, temperature=args.temperature, pad_token_id=0)
     policy.eval()
@@ -57,10 +57,14 @@ def generate(trainer: Trainer, models: dict[str, nn.Module], rows: int, prompt: 
     return {part: size for part, size in watch.peak.items() if size}
 
 
+def optimizers_of(trainer: Any) -> list[Any]:
+    """The policy's optimizer and, with PPO, the critic's."""
+    return [one for one in (trainer.optimizer, getattr(trainer, "value_optimizer", None)) if one is not None]
+
+
 def states_of(optimizer: Any) -> list[torch.Tensor]:
     """The tensors that an optimizer keeps from step to step."""
-    states = optimizer.state.values() if optimizer is not None else []
-    return [x for state in states for x in state.values() if torch.is_tensor(x)]
+    return [x for state in optimizer.state.values() for x in state.values() if torch.is_tensor(x)]
 
 
 def _heads(config: PreTrainedConfig) -> tuple[int, int]:

@@ -2,14 +2,18 @@
 
 import copy
 import math
+import multiprocessing
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 from fourstage import resolve
 from fourstage.errors import one_line
 from fourstage.models.adapters import check_adapters
 from fourstage.models.facts import context_of
+from fourstage.parent import needed_parent
 from fourstage.plan.engines import check_engine, per_process
 from fourstage.plan.hardware import Device
 from fourstage.plan.models import Shapes, shapes_of, stand_in_tokenizer
@@ -70,7 +74,12 @@ def make_plan(settings: Settings, target: Target) -> Plan:
     Raises:
         ValueError: of one line, for what the recipe or the engine refuses.
     """
-    check_engine(target.engine, settings.stage, target.processes, not target.device.is_gpu)
+    adapters = settings.stage == "ppo" and settings.model.use_peft
+    check_engine(target.engine, target.processes, not target.device.is_gpu, adapters)
+    if target.engine.startswith("zero") and hasattr(settings.training, "use_muon"):
+        settings.training.use_muon = False  # DeepSpeed hands the optimizer flat vectors, so recipes take AdamW
+    if settings.stage != "pretrain":
+        needed_parent(settings.model.model_name_or_path, settings.model.model_revision, settings.stage)
     check_adapters(settings.model, scores=settings.stage == "reward")
     parts = (settings.data, settings.training, settings.model)
     if settings.stage == "pretrain":  # it says how large the vocabulary is
@@ -108,7 +117,7 @@ def planned(settings: Settings, shapes: Shapes, target: Target, amount: Amount) 
         shapes,
         target,
         found,
-        per_process(found, target.engine, target.processes),
+        per_process(found, target.engine, target.processes, bool(training.bf16)),
         found.generation,
         amount,
         row,
@@ -120,13 +129,35 @@ def planned(settings: Settings, shapes: Shapes, target: Target, amount: Amount) 
 
 
 def _rehearsed(settings: Settings, shapes: Shapes, *numbers: Any) -> Rehearsed:
+    """`rehearse` in a copy of this process, which ends with it: libraries keep what they set up once for a process, and
+    after PPO's rehearsal the heap of torch 2.13 is broken (docs/plan.md)."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=_rehearse_and_send, args=(there, settings, shapes, *numbers))
+    child.start()
+    there.close()
+    kind = shapes.policy.model_type
     try:
-        return rehearse(settings, shapes, *numbers)
-    except ValueError:
-        raise
+        found = here.recv()
+    except EOFError:
+        child.join()
+        raise ValueError(f"model type {kind} cannot be planned: the rehearsal ended with {child.exitcode}") from None
+    child.join()
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
+
+
+def _rehearse_and_send(there: Connection, settings: Settings, shapes: Shapes, *numbers: Any) -> None:
+    try:
+        found: Rehearsed | str = rehearse(settings, shapes, *numbers)
+    except ValueError as error:
+        found = one_line(error)
     except Exception as error:  # architectures that need data to run raise their own kinds
-        kind = shapes.policy.model_type
-        raise ValueError(f"model type {kind} cannot be planned: {one_line(error, with_type=True)}") from error
+        found = f"model type {shapes.policy.model_type} cannot be planned: {one_line(error, with_type=True)}"
+    there.send(found)
+    there.close()
+    os._exit(0)  # without the garbage collection of a normal end
 
 
 def _steps(settings: Settings, amount: Amount, processes: int) -> int | None:
@@ -174,11 +205,12 @@ def remedies(plan: Plan) -> Iterator[tuple[str, Plan]]:
     if plan.prompt and training.max_completion_length > 1:
         shorter = training.max_completion_length // 2
         yield f"--max_completion_length {shorter}", _changed(plan, max_completion_length=shorter)
-    if target.device.is_gpu and plan.settings.stage != "ppo" and target.engine != "fsdp2":
+    adapters = plan.settings.stage == "ppo" and model.use_peft
+    if target.device.is_gpu and not adapters and target.engine != "fsdp2":
         several = max(target.processes, 8)
         there = copy.copy(plan)
         there.target = Target(target.device, several, "fsdp2", target.prompt_tokens)
-        there.training = per_process(plan.found, "fsdp2", several)
+        there.training = per_process(plan.found, "fsdp2", several, bool(training.bf16))
         yield f"--engine fsdp2 --num_gpus {several}", there
 
 

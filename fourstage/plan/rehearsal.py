@@ -26,7 +26,7 @@ from fourstage.grpo import GRPOTrainer
 from fourstage.instruction import InstructTrainer
 from fourstage.models.adapters import adapter_config, complete_tied_head
 from fourstage.optim import MuonWithAdamW, parameter_groups
-from fourstage.plan.generation import generate, states_of
+from fourstage.plan.generation import generate, optimizers_of, states_of
 from fourstage.plan.models import ADDED, WORD, Shapes, build, is_quantised, saved_by_quantising, stand_in_tokenizer
 from fourstage.plan.recipe import Settings
 from fourstage.plan.watching import Watch
@@ -45,7 +45,7 @@ class Rehearsed:
         peak: bytes by part, all in one process: weights, reference, reward model, critic, gradients, optimizer,
             activations, logits. flops: of one batch of per_device_train_batch_size rows. weights: bytes of each model.
         parameters, trained: of the policy. unit: bytes of the largest layer or table, which sharding gathers.
-        states: bytes that the policy's optimizer keeps from step to step.
+        states: bytes that the optimizers keep from step to step. critic_trained: parameters that the critic's updates.
         generation: as `peak`, while a rollout is generated; empty for stages without rollouts.
     """
 
@@ -56,6 +56,7 @@ class Rehearsed:
     trained: int
     unit: int
     states: int
+    critic_trained: int = 0
     generation: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -79,7 +80,7 @@ def rehearse(settings: Settings, shapes: Shapes, row: int, prompt: int = 0, on_g
         watch = Watch({shapes.policy.get_text_config().vocab_size})
         for part, model in models.items():
             watch.hold(part, model)
-        held = dict(watch.now)
+        held = dict(watch.by_part())
         with watch:
             trainer.train()
         policy = models["weights"]
@@ -92,7 +93,8 @@ def rehearse(settings: Settings, shapes: Shapes, row: int, prompt: int = 0, on_g
             sum(p.numel() for name, p in policy.named_parameters() if not any(part in name for part in ADDED)),
             sum(p.numel() for p in policy.parameters() if p.requires_grad),
             _largest_unit(policy),
-            sum(x.nbytes for x in states_of(trainer.optimizer)),
+            sum(x.nbytes for one in optimizers_of(trainer) for x in states_of(one)),
+            sum(p.numel() for p in getattr(trainer, "_value_parameters", {}).values()),
             _less(generate(trainer, models, rows, prompt, row - prompt), saved) if rows else {},
         )
 
@@ -112,7 +114,7 @@ def _without_data(on_gpu: bool) -> Generator[FakeTensorMode]:
     )
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), never_moved, head, as_they_are:
         warnings.simplefilter("ignore")
-        yield FakeTensorMode(allow_non_fake_inputs=True)
+        yield FakeTensorMode(allow_fallback_kernels=False, allow_non_fake_inputs=True)
 
 
 def _short(settings: Settings, folder: str) -> Any:

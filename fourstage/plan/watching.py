@@ -29,7 +29,7 @@ class Watch(TorchDispatchMode):
         vocabularies: tensors as wide as one of these are logits. repeats: how often torch.unique finds each row.
         condition: the answer to every condition. shapes: the part of tensors of a shape.
     Attributes:
-        now, peak: bytes by part; `peak` is a copy of `now` from the moment at which the sum was largest. flops: so far.
+        peak: bytes by part at the moment at which the sum was largest. flops: so far.
 
     Example: a (1000, 1000) float32 weight that is multiplied by a (10, 1000) input -> weights 4,000,000 and activations
     40,000 bytes.
@@ -45,13 +45,14 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.vocabularies = vocabularies or set()
         self.repeats, self.condition, self.shapes = repeats, condition, shapes or {}
-        self.now: Counter[str] = Counter()
+        self._now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.flops = 0
         self._parts: dict[int, str] = {}  # the part of a living storage, by its id
         self._living: dict[int, weakref.ref] = {}
         self._held = self._most = 0
         self._in_optimizer = False
+        self._trained: list[Tensor] = []
         self._hooks: list[Any] = []
 
     def hold(self, part: str, *held: nn.Module | Tensor) -> None:
@@ -64,7 +65,7 @@ class Watch(TorchDispatchMode):
         for tensor in (one for one in held if isinstance(one, Tensor)):
             self._count(tensor, part)
             if tensor.is_leaf and tensor.requires_grad:
-                self._hooks.append(tensor.register_post_accumulate_grad_hook(self._hold_gradient))
+                self._trained.append(tensor)
         self._compare()
 
     def __enter__(self) -> Self:
@@ -114,11 +115,11 @@ class Watch(TorchDispatchMode):
         if key in self._living:
             return
         self._parts[key] = part
-        self.now[part] += size
+        self._now[part] += size
         self._held += size
 
         def forget(_: Any) -> None:
-            self.now[self._parts.pop(key)] -= size
+            self._now[self._parts.pop(key)] -= size
             self._held -= size
             del self._living[key]
 
@@ -126,16 +127,17 @@ class Watch(TorchDispatchMode):
 
     def _compare(self) -> None:
         if self._held > self._most:
-            self._most, self.peak = self._held, self.now.copy()
+            self._most, self.peak = self._held, self.by_part()
 
-    def _hold_gradient(self, parameter: Tensor) -> None:
-        assert parameter.grad is not None  # it has just been added to
-        storage = parameter.grad.untyped_storage()
-        before = self._parts.get(id(storage))
-        if before is not None:
-            self.now[before] -= storage.nbytes()
-            self.now["gradients"] += storage.nbytes()
-            self._parts[id(storage)] = "gradients"
+    def by_part(self) -> Counter[str]:
+        """Bytes that are held now. Gradients are found at their weights."""
+        parts = self._now.copy()
+        for tensor in self._trained:
+            if tensor.grad is not None:
+                storage = tensor.grad.untyped_storage()
+                parts[self._parts.get(id(storage), "gradients")] -= storage.nbytes()
+                parts["gradients"] += storage.nbytes()
+        return parts
 
     def _step(self, begins: bool) -> None:
         self._in_optimizer = begins
