@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import DistributedType, is_peft_model
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.utils import is_bitsandbytes_available
@@ -16,6 +16,7 @@ from fourstage.arguments import ModelArguments
 from fourstage.models.checkpoint import check_openable
 from fourstage.models.encoding import conversation_ids, turn_end
 from fourstage.models.facts import score_heads
+from fourstage.models.fused_head import before_sharding
 from fourstage.models.merging import untie
 from fourstage.models.opening import loading_options
 
@@ -129,9 +130,9 @@ def finished_model(
 ) -> PreTrainedModel:
     """The model that a run leaves: the trained one, or its adapter merged into the whole base.
 
-    The adapter is saved to `adapter/` first. An adapter that was trained on quantised weights is merged into the
-    unquantised base, which `load` (`loading.load_causal_lm` or `load_reward_model`) opens. `run.record["adapter"]` says
-    how far rounding, and the change of base, move the outputs on a probe text.
+    The adapter is saved to `adapter/` first. An adapter that was trained on quantised or sharded weights is merged into
+    the whole unquantised base, which `load` (`loading.load_causal_lm` or `load_reward_model`) opens.
+    `run.record["adapter"]` says how far rounding, and the change of base, move the outputs on a probe text.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not is_peft_model(model):
@@ -144,21 +145,23 @@ def finished_model(
         unquantised.attn_implementation = "eager"
         model.set_attn_implementation("eager")
     quantised = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
-    folder = run.folder / "adapter"
+    sharded = trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None  # every process takes part
+    folder, saved = run.folder / "adapter", {"save_embedding_layers": False, "state_dict": weights}
     if run.is_main:
-        model.save_pretrained(folder, selected_adapters=[model.active_adapter], save_embedding_layers=False)
+        model.save_pretrained(folder, selected_adapters=[model.active_adapter], **saved)
     trainer.accelerator.wait_for_everyone()
     tokenizer = cast(PreTrainedTokenizerBase, trainer.processing_class)
     trained = outputs_on_probe(model, tokenizer)
-    if quantised:
-        model = cast(
-            Any, PeftModel.from_pretrained(load(unquantised, tokenizer), folder)
-        )  # its attributes are the base's
-    adapted = outputs_on_probe(model, tokenizer)
-    dtype = model.dtype
-    untie(model.get_base_model(), get_peft_model_state_dict(model, save_embedding_layers=False))
-    merged = model.merge_and_unload()
-    after = outputs_on_probe(merged, tokenizer)
+    with before_sharding(trainer):  # what is merged is whole
+        if quantised or sharded:
+            base = PeftModel.from_pretrained(load(unquantised, tokenizer), folder)
+            model = cast(Any, base.to(model.device))  # its attributes are the base's
+        adapted = outputs_on_probe(model, tokenizer) if quantised else trained
+        dtype = model.dtype
+        untie(model.get_base_model(), get_peft_model_state_dict(model, save_embedding_layers=False))
+        merged = model.merge_and_unload()
+        after = outputs_on_probe(merged, tokenizer)
     note = {"merged_into": str(dtype).removeprefix("torch."), "tolerance": MERGE_TOLERANCE[dtype]}
     note["merge_difference"] = (after - adapted).abs().max().item()
     if quantised:

@@ -152,7 +152,8 @@ def test_the_merge_is_measured_without_flash_attention(tokenizer, tmp_path):
     config = AutoConfig.for_model("llama", vocab_size=len(tokenizer), **SHAPE, attn_implementation="sdpa")
     model = get_peft_model(AutoModelForCausalLM.from_config(config), LoraConfig(target_modules="all-linear"))
     run = SimpleNamespace(folder=tmp_path, is_main=True, record={})
-    trainer = SimpleNamespace(model=model, accelerator=Accelerator(cpu=True), processing_class=tokenizer)
+    parts = {"accelerator": Accelerator(cpu=True), "args": SimpleNamespace(deepspeed_plugin=None)}
+    trainer = SimpleNamespace(model=model, processing_class=tokenizer, **parts)
     asked = SimpleNamespace(attn_implementation="flash_attention_2", load_in_4bit=False, load_in_8bit=False)
     merged = finished_model(run, trainer, None, asked)
     assert merged.config._attn_implementation == "eager"

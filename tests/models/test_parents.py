@@ -407,7 +407,8 @@ def test_a_run_s_own_adapter_on_tied_weights_is_merged_right(places, tokenizer, 
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.3)
     run = SimpleNamespace(folder=tmp_path, is_main=True, record={})
-    trainer = SimpleNamespace(model=adapted, accelerator=Accelerator(cpu=True), processing_class=tokenizer)
+    parts = {"accelerator": Accelerator(cpu=True), "args": SimpleNamespace(deepspeed_plugin=None)}
+    trainer = SimpleNamespace(model=adapted, processing_class=tokenizer, **parts)
     asked = SimpleNamespace(attn_implementation=None, load_in_4bit=False, load_in_8bit=False)
     expected = outputs(adapted)
     merged = finished_model(run, trainer, None, asked)
