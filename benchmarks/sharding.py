@@ -28,7 +28,9 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 ENGINES = ("one", "ddp", "zero2", "zero3", "fsdp2")
-NOT_COMPARED = re.compile(r"runtime|per_second|step_time|total_flos|epoch|learning_rate|^step$|num_|ratio_var$")
+NOT_COMPARED = re.compile(
+    r"runtime|per_second|step_time|total_flos|epoch|learning_rate|^step$|^train_loss$|num_|ratio_var$"
+)
 EQUAL = 1e-4  # sums in another order come to about 1e-6
 SMALLEST = 0.01  # a figure below is compared as if its largest value were this: it is a difference of larger ones
 ALL = ["--dataset_name=fourstage/demo", "--report_to=none", "--seed=3", "--bf16=false", "--torch_compile=false"]
@@ -69,7 +71,6 @@ def launch(engine: str, folder: Path, recipe: str, flags: list[str], rows: int =
     """Runs a recipe into `folder`, logging to FOLDER.log. Returns "" if it succeeded, else the line that says why."""
     if (folder / "trainer_state.json").is_file():
         return ""
-    shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     config = {"one": "cpu"}.get(engine, engine)
     words = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
@@ -145,6 +146,8 @@ def run_case(out: Path, chain: Path, case: str, engine: str) -> dict:
 
     def run(case: str, engine: str) -> tuple[Path, str]:
         folder, (recipe, *flags) = out / f"{case}-{engine}", cases(chain)[case]
+        if not (folder / "trainer_state.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)  # what a failed run left
         return folder, launch(engine, folder, recipe, [*flags, *TRIAL])
 
     by_process = cases(chain)[case][0] in ("ppo", "grpo")

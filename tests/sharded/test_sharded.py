@@ -6,11 +6,12 @@ FSDP2 shards over CPU processes here through sitecustomize.py beside this file. 
 import importlib.util
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, run_here, run_program
+from helpers import ROOT, cut_off, run_here, run_program
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +72,22 @@ def test_sharded_weights_learn_the_same(out, reference, engine, case):
         assert found["weights"] < 1e-4
     assert any(found["figures"]["grad_norm"])
     assert json.loads((folder / "run.json").read_text())["engine"] == engine
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", pytest.param("zero3", marks=ZERO)])
+def test_ppo_resumes_to_the_same_end_under_its_own_engine_only(out, engine):
+    recipe, *flags = sharding.cases(out / "chain")["ppo"]
+    flags += [*sharding.TRIAL, "--max_steps=6", "--save_strategy=steps", "--save_steps=4"]
+    straight, resumed = out / f"straight-{engine}", out / f"resumed-{engine}"
+    assert sharding.launch(engine, straight, recipe, flags) == ""
+    shutil.copytree(straight, resumed)
+    cut_off(resumed, step=4)
+    for other, why in (("ddp", f"ran under {engine}, now ddp"), ("one", "ran with 2 processes, now 1")):
+        assert why in sharding.launch(other, resumed, recipe, flags)
+    assert sharding.launch(engine, resumed, recipe, flags) == ""
+    assert "from checkpoint-4" in (out / f"resumed-{engine}.log").read_text()
+    found = sharding.compare(resumed, straight)
+    assert found["apart"] < sharding.EQUAL and found["weights"] < 1e-6, found["figure"]
 
 
 def test_the_slurm_script_starts_a_process_for_each_gpu_of_each_node(tmp_path):
