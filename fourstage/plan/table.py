@@ -76,7 +76,7 @@ def _verdict(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _time(plan: Plan, price: float | None) -> str:
-    step = f"a step {plan.seconds:.2g} s, within a factor of two or three; evaluations not counted"
+    step = f"a step {plan.seconds:.2g} s, roughly; evaluations not counted"
     if plan.steps is None:
         return step
     seconds = plan.seconds * plan.steps
