@@ -61,8 +61,8 @@ MAY_IMPORT = {
     "grpo": "arguments evaluation models rl",
     "speed": "arguments",
     "resolve": "arguments data grpo models optim ppo pretraining speed",
-    "plan": "arguments data errors grpo imports instruction models optim parent ppo pretraining resolve rl settings_file "
-    "shipped speed",
+    "plan": "arguments data errors grpo imports instruction models optim parent ppo pretraining resolve rl "
+    "settings_file shipped speed",
     "speaking": "models parent",
     "chat": "data errors evaluation models parent prefer speaking stages web",
     "demo": "arguments artifact atomic data evaluation models parent rl stages verifiers",

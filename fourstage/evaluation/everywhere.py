@@ -1,5 +1,7 @@
 """Evaluations of several processes that give the figures of one."""
 
+from typing import Any, cast
+
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
@@ -16,8 +18,10 @@ def evaluate_everywhere(trainer: Trainer) -> None:
     if trainer.accelerator.num_processes == 1 or not isinstance(trainer.eval_dataset, Dataset):
         return
 
+    replaced = cast(Any, trainer)  # its methods have wider types
+
     def all_rows(eval_dataset: Dataset | None = None) -> DataLoader:
-        rows: Dataset = trainer.eval_dataset if eval_dataset is None else eval_dataset
+        rows = cast(Dataset, trainer.eval_dataset if eval_dataset is None else eval_dataset)
         left = len(rows)
 
         def of_this_process(losses: torch.Tensor) -> torch.Tensor:
@@ -27,7 +31,7 @@ def evaluate_everywhere(trainer: Trainer) -> None:
             left -= len(counted)
             return counted
 
-        trainer.gather_function = of_this_process  # transformers puts its own back after each evaluation
-        return DataLoader(rows, batch_size=trainer.args.eval_batch_size, collate_fn=trainer.data_collator)
+        replaced.gather_function = of_this_process  # transformers puts its own back after each evaluation
+        return DataLoader(cast(Any, rows), batch_size=trainer.args.eval_batch_size, collate_fn=trainer.data_collator)
 
-    trainer.get_eval_dataloader = all_rows
+    replaced.get_eval_dataloader = all_rows

@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ def frozen_copy(trainer: GRPOTrainer) -> nn.Module:
     if trainer.is_deepspeed_enabled:
         return prepare_deepspeed(reference, trainer.accelerator)
     if trainer.is_fsdp_enabled:
-        return prepare_fsdp(reference, trainer.accelerator)
+        return cast(nn.Module, prepare_fsdp(reference, trainer.accelerator))  # an FSDPModule is one too
     return trainer.accelerator.prepare_model(reference, evaluation_mode=True)
 
 
