@@ -193,8 +193,20 @@ def finish_run(run: Run, trainer: Trainer, model: PreTrainedModel, samples: list
     state_dict = None
     if model is trainer.accelerator.unwrap_model(trainer.model):
         state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every process takes part
-    if not run.is_main:
-        return
+    if run.is_main:
+        _write_stage(run, trainer, model, state_dict, samples, metrics)
+    PartialState().wait_for_everyone()  # at the end of any, the launcher may end the first, which is still writing
+    if run.hub and run.hub_settings:
+        try:
+            push_run(run.folder, run.record, run.hub)
+        except ValueError as error:  # all is on disk: the Hub can have it later
+            print(f"warning: not pushed: {error}", file=sys.stderr)
+            print(f"push it later with: {run.hub_settings.push_command(run.folder)}", flush=True)
+
+
+def _write_stage(
+    run: Run, trainer: Trainer, model: PreTrainedModel, state_dict: dict | None, samples: list[dict], metrics: dict
+) -> None:
     model.save_pretrained(run.folder, state_dict=state_dict)
     _drop_pickled_arguments(run.folder)
     _save_tokenizer(cast(PreTrainedTokenizerBase, trainer.processing_class), run)
@@ -211,12 +223,6 @@ def finish_run(run: Run, trainer: Trainer, model: PreTrainedModel, samples: list
     )
     (run.folder / "README.md").write_text(model_card(run.record, samples), encoding="utf-8")
     run.write()
-    if run.hub and run.hub_settings:
-        try:
-            push_run(run.folder, run.record, run.hub)
-        except ValueError as error:  # all is on disk: the Hub can have it later
-            print(f"warning: not pushed: {error}", file=sys.stderr)
-            print(f"push it later with: {run.hub_settings.push_command(run.folder)}", flush=True)
 
 
 def push_run(folder: Path, record: dict, hub: Hub) -> None:
