@@ -61,8 +61,10 @@ def cases(chain: Path) -> dict[str, list[str]]:
         "ppo": ["ppo", tuned, scored, *RL],
         "grpo": ["grpo", tuned, scored, "--num_generations=4", *RL],
     }
+    trained = full | {"pretrain": ["pretrain", base, "--max_length=128", "--max_eval_rows=16"]}  # which adapters need
     adapted = {
-        f"{case}-lora": [*full[case], "--use_peft", "--lora_dropout=0"] for case in ("sft", "reward", "ppo", "grpo")
+        f"{case}-lora": [*trained[case], "--use_peft", "--lora_dropout=0"]
+        for case in ("pretrain", "sft", "reward", "ppo", "grpo")
     }
     return full | adapted
 
