@@ -10,7 +10,7 @@ from fourstage.arguments import DataArguments
 from fourstage.data.formats import prompt_row
 from fourstage.data.loading import load_conversations, load_preferences, load_problems, load_prompts, load_texts
 from fourstage.data.picks import left_out, problem_of, standing
-from tests.prefer.test_record import choice, filled, turn
+from tests.prefer.test_choice_file import choice, filled, turn
 
 
 def side(number, **more):

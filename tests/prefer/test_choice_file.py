@@ -255,7 +255,7 @@ def test_a_real_limit_on_the_size_of_files(tmp_path):
 import resource, sys
 from pathlib import Path
 from fourstage.prefer.record import ChoiceFile
-from tests.prefer.test_record import choice
+from tests.prefer.test_choice_file import choice
 file = ChoiceFile(Path(sys.argv[1]))
 file.append(choice("p1"))
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))
