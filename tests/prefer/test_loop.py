@@ -17,8 +17,8 @@ from fourstage.data.embedded.rows import held_out_items
 from fourstage.prefer import followed, rounds
 from fourstage.report.followed import write_followed
 from tests.helpers import RECIPES, record_of, run_program, snapshot
-from tests.prefer.test_picks import side, tie, undo
 from tests.prefer.test_choice_file import filled, turn
+from tests.prefer.test_picks import side, tie, undo
 
 MANY = [side(i) for i in range(30)]
 

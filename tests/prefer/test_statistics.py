@@ -12,8 +12,8 @@ from fourstage.prefer.record import read_choices
 from fourstage.prefer.scored import score
 from fourstage.prefer.statistics import describe, export, run_statistics, statistics
 from tests.helpers import SMALL_RUN, record_of, run_here
-from tests.prefer.test_picks import MIXED, side, tie, undo
 from tests.prefer.test_choice_file import choice, filled, turn
+from tests.prefer.test_picks import MIXED, side, tie, undo
 
 OLD, NEW = {"name": "runs/old", "weights": "0ld0ld0ld0"}, {"name": "runs/new", "weights": "3e33e33e33"}
 
