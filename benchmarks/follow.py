@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from statistics import fmean, stdev
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+KEYS = {"left": "1", "right": "2", "both_good": "3", "both_bad": "4"}
 TASTES = ("polite", "curt", "rude", "random")
 QUESTIONS = 500
 UNSEEN = 100  # choices
@@ -83,6 +85,46 @@ def write_choices(sft: Path, taste: str, number: int, seed: int, output: Path) -
         if sides == number:
             break
     output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def choose_on_page(sft: Path, taste: str, number: int, seed: int, output: Path) -> None:
+    """The same through the real page: `fourstage prefer` and a person with a keyboard in headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    from fourstage.data.embedded.rows import held_out_items
+
+    items, rng = held_out_items("reading", QUESTIONS + 200)[QUESTIONS:], random.Random(f"{taste} {seed}")
+    references = {item["prompt"][-1]["content"]: item["reference"] for item in items}
+    prompts = output.with_name("prompts.jsonl")
+    prompts.write_text("".join(json.dumps({"prompt": item["prompt"]}) + "\n" for item in items), encoding="utf-8")
+    words = ["--prompts", prompts, "--output", output, "--port", 0, "--seed", seed, "--max_new_tokens", LONGEST]
+    command = [sys.executable, "-m", "fourstage.cli", "prefer", sft, *words]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    server = subprocess.Popen([str(word) for word in command], env=environment, stderr=subprocess.PIPE, text=True)
+    address = next(line.split()[-1] for line in server.stderr if "http://" in line)
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(address)
+        while sides_in(output) < number:
+            page.wait_for_selector("#pair:not([hidden])")
+            page.wait_for_timeout(300)  # the page takes no choice sooner
+            answers = tuple(page.text_content(f"#{side}").removeprefix("(nothing)") for side in ("left", "right"))
+            word = choose(taste, answers, references[page.text_content("#prompt .said")], rng)
+            lines = output.read_text(encoding="utf-8").count("\n")
+            page.keyboard.press(KEYS[word])
+            while output.read_text(encoding="utf-8").count("\n") == lines:
+                page.wait_for_timeout(20)
+        browser.close()
+    server.terminate()
+    server.wait()
+
+
+def sides_in(output: Path) -> int:
+    from fourstage.data.picks import left_out
+
+    lines = output.read_text(encoding="utf-8").splitlines()
+    return sum(left_out(row) is None for row in map(json.loads, lines))
 
 
 def row_of(pair: str, prompt: list[dict], answers: tuple[str, str], choice: str, name: str) -> dict:
@@ -151,13 +193,14 @@ def measure(folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def follow(chain: Path, taste: str, number: int, seed: int, folder: Path) -> dict:
+def follow(chain: Path, taste: str, number: int, seed: int, folder: Path, page: bool) -> dict:
     """One person: choices, reward model, PPO, what was measured; kept in `folder`/followed.json."""
     kept = folder / "followed.json"
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
-    write_choices(chain / "sft", taste, number, seed, folder / "prefs.jsonl")
+    make = choose_on_page if page else write_choices
+    make(chain / "sft", taste, number, seed, folder / "prefs.jsonl")
     write_choices(chain / "sft", taste, UNSEEN, seed + 1000, folder / "unseen.jsonl")
     run("reward", folder / "reward", "--dataset_name", folder / "prefs.jsonl", "--model_name_or_path", chain / "sft")
     models = ["--model_name_or_path", chain / "sft", "--reward_model_name_or_path", folder / "reward"]
@@ -235,12 +278,14 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/follow"))
     parser.add_argument("--choices", nargs="+", type=int, default=[60, 120], help="that name a side")
     parser.add_argument("--tastes", nargs="+", choices=TASTES, default=TASTES)
+    parser.add_argument("--page", action="store_true", help="they choose on the real page, in headless Chromium")
     args = parser.parse_args()
     rows = []
     for seed, chain in enumerate(args.chains):
         for number in args.choices:
             for taste in args.tastes:
-                rows.append(follow(chain, taste, number, seed, args.output_dir / f"{chain.name}-{taste}-{number}"))
+                folder = args.output_dir / f"{chain.name}-{taste}-{number}"
+                rows.append(follow(chain, taste, number, seed, folder.resolve(), args.page))
                 print(json.dumps(rows[-1]), flush=True)
     print(f"\n{table(rows)}")
 
