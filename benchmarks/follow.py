@@ -108,12 +108,14 @@ def choose_on_page(sft: Path, taste: str, number: int, seed: int, output: Path) 
         page.goto(address)
         while sides_in(output) < number:
             page.wait_for_selector("#pair:not([hidden])")
-            page.wait_for_timeout(300)  # the page takes no choice sooner
+            page.wait_for_timeout(450)  # the page takes no choice sooner
             answers = tuple(page.text_content(f"#{side}").removeprefix("(nothing)") for side in ("left", "right"))
             word = choose(taste, answers, references[page.text_content("#prompt .said")], rng)
             lines = output.read_text(encoding="utf-8").count("\n")
             page.keyboard.press(KEYS[word])
-            while output.read_text(encoding="utf-8").count("\n") == lines:
+            for _ in range(100):
+                if output.read_text(encoding="utf-8").count("\n") > lines:
+                    break
                 page.wait_for_timeout(20)
         browser.close()
     server.terminate()
