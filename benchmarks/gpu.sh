@@ -46,7 +46,9 @@ part 2-sft 60 "$done_line" "$(demo sft 200 --model_name_or_path "$work/pretrain"
 part 3-reward 45 "$done_line" "$(demo reward 60 --model_name_or_path "$work/sft")"
 part 4-ppo 60 "$done_line" "$(demo ppo 16 --model_name_or_path "$work/sft" --reward_model_name_or_path "$work/reward")"
 part 5-grpo 60 "$done_line" "$(demo grpo 8 --model_name_or_path "$work/ppo")"
-part 6-resume 40 'resum|finished|tokens/s$' "$(demo pretrain 330)"
+again="$(demo pretrain 300) --output_dir $work/again --save_strategy steps --save_steps 5"
+part 6-resume 90 'resum|finished' "($again > /dev/null 2>&1 &); until ls $work/again/checkpoints/checkpoint-*/trainer_state.json; do sleep 0.2; done; \
+  pkill -9 -f '^[^ ]*python[^ ]* .*/again'; sleep 1; $again"
 part 7-as-on-cpu 90 'equal|differ' "$PYTHON benchmarks/gpu_parity.py --models $work"
 part 8-pretrain-mfu 120 "mfu|shipped/" "$PYTHON benchmarks/pretrain_throughput.py --sizes $SIZE --length $LENGTH --batch $ROWS \
   --steps $STEPS --rounds 1 --peak $PEAK --ways shipped compiled"
