@@ -45,8 +45,14 @@ def shown(page):
     return page.evaluate(SHOWN)
 
 
+def settled(page):
+    """Waits until the answer to the last thing done is on the page."""
+    page.wait_for_selector("body[data-busy=false]", timeout=60_000)
+
+
 def rest(page):
     """Until a new pair takes a choice."""
+    settled(page)
     page.wait_for_selector("#pair:visible")
     time.sleep(PAUSE)
 
@@ -61,8 +67,8 @@ def press(page, key):
 
 
 def counted(page, number, or_message=False):
-    """Waits until the page shows so many choices, or a message."""
-    said = "document.querySelector('#progress dd')?.textContent === String(n)"
+    """Waits until the page is at rest and shows so many choices, or shows a message."""
+    said = "(document.body.dataset.busy === 'false' && document.querySelector('#progress dd')?.textContent === String(n))"
     said += " || !document.querySelector('#message').hidden" if or_message else ""
     page.wait_for_function(f"n => {said}", arg=number, timeout=60_000)
 

@@ -144,6 +144,7 @@ function lock(on) {
   const focused = document.activeElement;
   busy = on;
   asked += 1;
+  document.body.dataset.busy = on;
   for (const part of document.querySelectorAll("button, #person")) part.disabled = on;
   for (const id of ["better", "comment", "own"]) $(id).readOnly = on;
   if (on) lock.focused = focused;
