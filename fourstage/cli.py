@@ -7,12 +7,15 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from fourstage.imports import set_waiting
+
 _Commands = argparse._SubParsersAction  # argparse has no public name for what add_subparsers gives
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command line `words` (by default the process's own); the exit status, 1 after a wrong input."""
     arguments = _parser().parse_args(words)
+    set_waiting()
     try:
         return arguments.command(arguments)
     except ValueError as error:

@@ -21,6 +21,18 @@ _QUIET = {
 }
 
 
+def set_waiting() -> None:
+    """Has threads that wait for one another sleep soon; to be called before torch is imported, and left to the user's
+    own OMP_WAIT_POLICY or GOMP_SPINCOUNT.
+
+    OpenMP's threads otherwise turn round and round for milliseconds after every operation. Where another program needs
+    their core, those are milliseconds that it waits for: the demo's PPO took 10 times as long beside two other
+    programs. The number is the one that libgomp chooses by itself where it knows of more threads than cores.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 @contextmanager
 def lean_imports() -> Generator[None]:
     """Around the first import of the libraries in a program: it is a third quicker.
@@ -29,6 +41,7 @@ def lean_imports() -> Generator[None]:
     They are exempt from that, unless torch was there before: then so are objects of the caller, which may become
     garbage.
     """
+    set_waiting()
     os.environ.setdefault("TQDM_DELAY", "3")  # no bar, such as those of datasets, for what takes less than 3 seconds
     if "torch" in sys.modules:
         with without_bitsandbytes():

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from fourstage.atomic import write_atomically
 from fourstage.errors import reported_errors
+from fourstage.imports import lean_imports, quiet_libraries, set_waiting
 from fourstage.stages import DEMO_MINUTES, STAGES, parents_of
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def arguments() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     started = time.monotonic()
+    set_waiting()
     if args.pairs:
         return follow_choices(args, started)
     folders = chain_folders(args)
@@ -193,8 +195,6 @@ def run_recipe(words: list[str], log: Path, clock: "Clock") -> None:
 
 def follow_choices(args: argparse.Namespace, started: float) -> int:
     """A round of learning from a person's choices: reward models, PPO if they foresee the person, the small report."""
-    from fourstage.imports import lean_imports, quiet_libraries
-
     with lean_imports():
         from fourstage.prefer import rounds
         from fourstage.prefer.followed import followed, unseen_scores
@@ -350,8 +350,6 @@ def minutes_here(args: argparse.Namespace) -> int:
 
 def whole_table(args: argparse.Namespace, folders: dict[int, Path], started: float, former: dict | None) -> dict:
     """stages.json: what every finished stage does with held-out items, on this machine."""
-    from fourstage.imports import lean_imports, quiet_libraries
-
     with lean_imports():
         from fourstage.artifact.record import git_sha
         from fourstage.demo import checks, table

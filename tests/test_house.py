@@ -68,7 +68,7 @@ MAY_IMPORT = {
     "demo": "arguments artifact atomic data evaluation models parent rl stages verifiers",
     "web": "",
     "prefer": "arguments atomic data errors evaluation models parent rl speaking web",
-    "cli": "artifact chat plan prefer report shipped",
+    "cli": "artifact chat imports plan prefer report shipped",
 }
 # All that these may import beside the standard library and themselves.
 KNOWS_ONLY = {

@@ -38,6 +38,17 @@ def test_importing_the_trainers_leaves_bitsandbytes_alone_and_usable():
     assert not done.stderr
 
 
+@pytest.mark.parametrize(
+    ("given", "taken"), [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
+)
+def test_threads_that_wait_sleep_soon_unless_the_user_says_how_they_wait(given, taken, monkeypatch):
+    """Asked of libgomp itself, which writes its settings when torch loads it."""
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)  # set for this process by now
+    for code in ("import fourstage.arguments", "from fourstage.cli import main; main(['compare', '/none', '/none'])"):
+        done = run_program(sys.executable, "-c", code, OMP_DISPLAY_ENV="VERBOSE", **given)
+        assert f"GOMP_SPINCOUNT = '{taken}'" in done.stderr, done.stderr
+
+
 def test_what_was_imported_before_stays(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", logging)
     with without_bitsandbytes():

@@ -68,7 +68,7 @@ def press(page, key):
 
 def counted(page, number, or_message=False):
     """Waits until the page is at rest and shows so many choices, or shows a message."""
-    said = "(document.body.dataset.busy === 'false' && document.querySelector('#progress dd')?.textContent === String(n))"
+    said = "document.querySelector('#progress dd')?.textContent === String(n) && document.body.dataset.busy === 'false'"
     said += " || !document.querySelector('#message').hidden" if or_message else ""
     page.wait_for_function(f"n => {said}", arg=number, timeout=60_000)
 
