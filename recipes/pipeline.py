@@ -15,29 +15,28 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourstage.atomic import write_atomically
+from fourstage.demo.clock import CHAIN, Clock, duration, minutes_here, say
 from fourstage.errors import reported_errors
 from fourstage.imports import lean_imports, quiet_libraries, set_waiting
-from fourstage.stages import DEMO_MINUTES, STAGES, parents_of
+from fourstage.stages import STAGES, parents_of
 
 if TYPE_CHECKING:
     from fourstage.prefer.rounds import Round
 
 RECIPES = Path(__file__).resolve().parent
-CHAIN = [name for name, stage in STAGES.items() if stage.share]
 MEASURED = ["random", *CHAIN]
-PACE = 0.002  # seconds of the task of `minutes_here` on the machine of DEMO_MINUTES
 FAST = {"pretrain": 20, "sft": 20, "reward": 6, "ppo": 8, "grpo": 2, "control": 2}  # steps
-_TRAINING_BAR = re.compile(r"(\d+)/(\d+) \[[^\]\r\n]*tokens/s\]")  # not the bars of reading data and of evaluations
 ITEMS, FAST_ITEMS = 500, 20  # measured of every kind
 # What the terminal shows of a stage as soon as it is measured: (heading, factor).
 SHOWN = {
@@ -59,7 +58,7 @@ def arguments() -> argparse.Namespace:
     add("--pairs", type=Path, metavar="FILE", help="choices of `fourstage prefer`: reward and ppo learn from them")
     add("--fast", action="store_true", help="a few steps a stage: shows that all runs, not that anything is learned")
     add("--check", action="store_true", help="exit with 1 if a figure falls short of what the chain has to reach")
-    add("--config_file", default=str(RECIPES.parent / "accelerate_configs" / "cpu.yaml"), help="for accelerate launch")
+    add("--config_file", help="launch the recipes by accelerate with this file (default: one process on the CPU)")
     args = parser.parse_args()
     args.output_dir = args.output_dir or Path("runs") / (args.model + ("-fast" if args.fast else ""))
     args.stages = args.stages or (["reward", "ppo"] if args.pairs else CHAIN)
@@ -78,17 +77,18 @@ def main(args: argparse.Namespace) -> int:
     folders = chain_folders(args)
     former = check_folders(args, folders)
     if args.model == "demo" and not args.fast:
-        minutes = minutes_here(args)
+        left = [s for s in args.stages for f in folders.values() if not (f / s / "run.json").is_file()]
+        minutes = minutes_here(left)
         print(f"about {minutes} minute{'s' * (minutes > 1)} on this machine, more where it is busy", flush=True)
     for seed, folder in folders.items():
         for _, together in groupby(CHAIN, key=lambda name: STAGES[name].recipe):  # GRPO and its control at once
             asked = [stage for stage in together if stage in args.stages]
-            clocks = [Clock(args, started, seed, stage, live=stage == asked[0]) for stage in asked]
-            with ThreadPoolExecutor(2) as pool:  # two processes of one thread do more than one of two
-                list(pool.map(lambda clock: run_stage(args, folder, seed, clock, len(asked)), clocks))  # noqa: B023
-            waiting = [stage for stage in MEASURED if is_unmeasured(folder, stage)]
-            if len(waiting) > 1:  # a pair, so that no core waits
-                measure_stages(args, folder, seed, waiting)
+            clocks = [Clock(args, started, seed, stage, stage == asked[0]) for stage in asked]
+            jobs: list[Callable[[int], None]] = [partial(run_stage, args, folder, seed, clock) for clock in clocks]
+            unmeasured = [stage for stage in MEASURED if is_unmeasured(folder, stage)]
+            if unmeasured and asked == ["ppo"]:  # midway, and long enough for it
+                jobs.append(partial(measure_stages, args, folder, seed, unmeasured))
+            run_at_once(jobs)
     table = whole_table(args, folders, started, former)
     write_atomically(args.output_dir / "stages.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     from fourstage.demo.table import markdown
@@ -156,32 +156,47 @@ def command(args: argparse.Namespace, stage: str, folder: Path, seed: int, proce
 
 
 def launched(args: argparse.Namespace, recipe: str, words: list, processes: int) -> list[str]:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", args.config_file]
-    if processes > 1:
-        launcher += ["--num_cpu_threads_per_process", max(1, len(os.sched_getaffinity(0)) // processes)]
+    launcher = [sys.executable]
+    if args.config_file:
+        launcher += ["-m", "accelerate.commands.launch", "--quiet", "--config_file", args.config_file]
+        launcher += ["--num_cpu_threads_per_process", threads_of(processes)] if processes > 1 else []
     return [str(word) for word in [*launcher, RECIPES / f"{recipe}.py", *words]]
 
 
-def run_stage(args: argparse.Namespace, folder: Path, seed: int, clock: "Clock", processes: int) -> None:
+def threads_of(processes: int) -> int:
+    """The threads that each of so many processes at once may have."""
+    return max(1, int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))) // processes)
+
+
+def run_at_once(jobs: list[Callable[[int], None]]) -> None:
+    """Calls each job with the number of all: two processes of one thread do more than one after another of two."""
+    with ThreadPoolExecutor(len(jobs) or 1) as pool:
+        for job in [pool.submit(job, len(jobs)) for job in jobs]:
+            job.result()
+
+
+def run_stage(args: argparse.Namespace, folder: Path, seed: int, clock: Clock, processes: int) -> None:
     stage = clock.stage
-    run_recipe(command(args, stage, folder, seed, processes), folder / "logs" / f"{stage}.log", clock)
+    run_recipe(command(args, stage, folder, seed, processes), folder / "logs" / f"{stage}.log", clock, processes)
     clock.done(folder / stage)
 
 
-def run_recipe(words: list[str], log: Path, clock: "Clock") -> None:
-    """Runs a recipe, its output into a log; shows how far it is.
+def run_recipe(words: list[str], log: Path, clock: Clock, processes: int) -> None:
+    """Runs a recipe, one of `processes` at once, its output into a log; shows how far it is.
 
     Raises:
         SystemExit: if the recipe fails, with the last lines of its log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    typed = [word.removeprefix(f"{Path.cwd()}/") for word in words[3:]]  # as a person would, from this folder
-    clock.say(f"$ accelerate launch {shlex.join(typed)}")
+    launched = words[1] == "-m"  # by accelerate, which sets what is needed
+    typed = [word.removeprefix(f"{Path.cwd()}/") for word in words[3 if launched else 1 :]]  # as from this folder
+    say(f"$ {'accelerate launch' if launched else 'python'} {shlex.join(typed)}")
+    one = {} if launched else {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(threads_of(processes))}
     process = subprocess.Popen(
         words,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **one},
     )
     with log.open("ab") as out:
         while chunk := os.read(process.stdout.fileno(), 65536):
@@ -240,53 +255,14 @@ def train_reward_models(args: argparse.Namespace, this: "Round", started: float)
         list(pool.map(run, *zip(*runs, strict=True)))
 
 
-def train_on_choices(args: argparse.Namespace, recipe: str, folder: Path, words: list, clock: "Clock") -> None:
+def train_on_choices(args: argparse.Namespace, recipe: str, folder: Path, words: list, clock: Clock) -> None:
     config = RECIPES / "configs" / args.model / f"{recipe}-choices.yaml"
     words = ["--config", config, *words, "--output_dir", folder / recipe, "--seed", args.seed]
     if args.fast:
         words += ["--max_steps", FAST[recipe]] + (["--max_eval_rows", 4] if recipe == "ppo" else [])
-    run_recipe(launched(args, recipe, words, 2 if recipe == "reward" else 1), folder / "logs" / f"{recipe}.log", clock)
+    processes = 2 if recipe == "reward" else 1
+    run_recipe(launched(args, recipe, words, processes), folder / "logs" / f"{recipe}.log", clock, processes)
     clock.done(folder / recipe)
-
-
-class Clock:
-    """One line on the terminal: the stage, its step, what was last measured, the time and about how much is left."""
-
-    def __init__(self, args: argparse.Namespace, started: float, seed: int, stage: str, live: bool):
-        self.started, self.stage, self.begun = started, stage, time.monotonic()
-        self.live = live and sys.stdout.isatty()
-        asked = [s for s in CHAIN if s in args.stages]
-        self.place = f"[{asked.index(stage) + 1}/{len(asked)}] {stage}" + (f", seed {seed}" if args.seeds > 1 else "")
-        one = sum(STAGES[s].share for s in asked)
-        self.before = one * (seed - args.seed) + sum(STAGES[s].share for s in asked[: asked.index(stage)])
-        self.total = one * args.seeds
-        self.measured, self.shown = "", 0.0
-        if not sys.stdout.isatty():
-            print(self.place, flush=True)
-
-    def show(self, chunk: str) -> None:
-        steps = _TRAINING_BAR.findall(chunk)
-        self.measured = (re.findall(r"step \d+/\d+: ([^\r\n]*)", chunk) or [self.measured])[-1]
-        if steps and self.live and time.monotonic() - self.shown > 0.5:
-            self.shown = time.monotonic()
-            step, last = steps[-1]
-            share = (self.before + STAGES[self.stage].share * int(step) / max(int(last), 1)) / self.total
-            elapsed = time.monotonic() - self.started
-            left = f", about {duration(elapsed / share - elapsed)} left" if share > 0.05 else ""
-            line = f"{self.place} step {step}/{last}  {self.measured}  {duration(elapsed)}{left}"
-            print("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1], end="", flush=True)
-
-    def say(self, line: str) -> None:
-        """A line that stays, above the one that moves."""
-        print(("\r\x1b[K" if sys.stdout.isatty() else "") + line, flush=True)
-
-    def done(self, folder: Path) -> None:
-        taken = duration(time.monotonic() - self.begun)
-        self.say(f"{self.place} done in {taken}: {folder}  {self.measured}")
-
-
-def duration(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
 
 
 def is_unmeasured(folder: Path, stage: str) -> bool:
@@ -305,47 +281,32 @@ def weights_of(stage: str) -> str:
     return "pretrain" if stage == "random" else stage
 
 
-def measure_stages(args: argparse.Namespace, folder: Path, seed: int, stages: list[str]) -> None:
-    """Measures stages two at a time, each in a process of its own, and shows their rows."""
+def measure_stages(args: argparse.Namespace, folder: Path, seed: int, stages: list[str], processes: int) -> None:
+    """Measures stages on half of the cores, beside `processes` - 1 others, or two at a time; shows their rows."""
     titles = {stage: "0 random weights" if stage == "random" else STAGES[stage].title for stage in stages}
-    print(f"measuring {', '.join(titles.values())}", flush=True)
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda stage: measure_stage(args, folder, seed, stage), stages))
-    for stage, title in titles.items():
-        metrics = (read_json(folder / "measured" / f"{stage}.json") or {})["row"]["metrics"]
-        shown = {name: factor for name, (_, factor) in SHOWN.items() if name in metrics} or {"accuracy": 100}
-        cells = [f"{SHOWN.get(k, ('pairs right', 0))[0]} {metrics[k]['mean'] * by:.3g}" for k, by in shown.items()]
-        print(f"  {title}: {', '.join(cells)}", flush=True)
+    say(f"measuring {', '.join(titles.values())}")
+    with ThreadPoolExecutor(1 if processes > 1 else 2) as pool:
+        for stage in pool.map(lambda stage: measure_stage(args, folder, seed, stage), stages):
+            metrics = (read_json(folder / "measured" / f"{stage}.json") or {})["row"]["metrics"]
+            shown = {name: factor for name, (_, factor) in SHOWN.items() if name in metrics} or {"accuracy": 100}
+            cells = [f"{SHOWN.get(k, ('pairs right', 0))[0]} {metrics[k]['mean'] * by:.3g}" for k, by in shown.items()]
+            say(f"  {titles[stage]}: {', '.join(cells)}")
 
 
-def measure_stage(args: argparse.Namespace, folder: Path, seed: int, stage: str) -> None:
+def measure_stage(args: argparse.Namespace, folder: Path, seed: int, stage: str) -> str:
+    """Measures one stage in a process of its own; returns its name."""
     items = FAST_ITEMS if args.fast else ITEMS
-    words = ["-m", "fourstage.demo.measured", folder, stage, "--seed", seed, "--items", items]
-    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    words = ["-m", "fourstage.demo", folder, stage, "--seed", seed, "--items", items]
     done = subprocess.run(
         [sys.executable, *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        env={**os.environ, "OMP_NUM_THREADS": str(threads_of(2))},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
         raise SystemExit(f"measuring {stage} failed\n{done.stderr[-3000:]}")
-
-
-def minutes_here(args: argparse.Namespace) -> int:
-    """About how long the stages that are not finished will take, by how long this machine takes for a small task."""
-    import numpy as np
-
-    left = [s for s in args.stages for f in chain_folders(args).values() if not (f / s / "run.json").is_file()]
-    matrix = np.ones((512, 512), dtype=np.float32)
-    times = []
-    for _ in range(40):
-        started = time.monotonic()
-        np.tanh(matrix @ matrix)
-        times.append(time.monotonic() - started)
-    pace = min(times) / PACE
-    return max(1, round(DEMO_MINUTES * pace * sum(STAGES[stage].share for stage in left) / 100))
+    return stage
 
 
 def whole_table(args: argparse.Namespace, folders: dict[int, Path], started: float, former: dict | None) -> dict:
@@ -365,7 +326,7 @@ def whole_table(args: argparse.Namespace, folders: dict[int, Path], started: flo
     for seed, folder in folders.items():
         done = [stage for stage in MEASURED if is_finished(folder, stage)]
         if stale := [stage for stage in done if not read_part(folder, stage, items)]:
-            measure_stages(args, folder, seed, stale)
+            measure_stages(args, folder, seed, stale, processes=1)
     chains = [chain_rows(folder, items) for folder in folders.values()]
     rows, scorers = table.combine([rows for rows, _ in chains]), [[scorer] for _, scorer in chains]
     reward_model = table.combine(scorers)[0] if all(scorer for (scorer,) in scorers) else None

@@ -65,7 +65,7 @@ MAY_IMPORT = {
     "settings_file shipped speed",
     "speaking": "models parent",
     "chat": "data errors evaluation models parent prefer speaking stages web",
-    "demo": "arguments artifact atomic data evaluation models parent rl stages verifiers",
+    "demo": "arguments artifact atomic data evaluation imports models parent rl stages verifiers",
     "web": "",
     "prefer": "arguments atomic data errors evaluation models parent rl speaking web",
     "cli": "artifact chat imports plan prefer report shipped",

@@ -1,6 +1,6 @@
 """Measures one stage of a chain in a process of its own, and puts what was measured together.
 
-    python -m fourstage.demo.measured CHAIN STAGE --seed 0 --items 500
+    python -m fourstage.demo CHAIN STAGE --seed 0 --items 500
 
 writes CHAIN/measured/STAGE.json; what is there and still holds is not measured again.
 """
@@ -129,7 +129,3 @@ def main() -> None:
     file = part_file(args.chain, args.stage)
     file.parent.mkdir(exist_ok=True)
     write_atomically(file, json.dumps(part, ensure_ascii=False) + "\n")
-
-
-if __name__ == "__main__":
-    main()

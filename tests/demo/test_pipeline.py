@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import ROOT, SMALL_RUN, TINY, run_here, tensors_of, write_texts
 
-from fourstage.demo import checks, measure, measured, table
+from fourstage.demo import checks, clock, measure, measured, table
 
 PIPELINE = ROOT / "recipes" / "pipeline.py"
 
@@ -119,10 +119,10 @@ def test_several_seeds_have_folders_of_their_own(pipeline, monkeypatch):
     assert arguments_of(pipeline, monkeypatch, "--fast").output_dir == Path("runs/demo-fast")
 
 
-def test_only_the_bar_of_the_training_counts_as_steps(pipeline):
+def test_only_the_bar_of_the_training_counts_as_steps():
     text = "\r 22%|##  | 6553/30000 [00:08<00:29, 800.1 examples/s]\r 50%|#  | 12/25 [00:01<00:01, 24.3it/s]"
-    assert pipeline._TRAINING_BAR.findall(text) == []
-    assert pipeline._TRAINING_BAR.findall(text + "\r 39%| | 354/900 [01:31<02:18,  3.9it/s, 7,955 tokens/s]") == [
+    assert clock._TRAINING_BAR.findall(text) == []
+    assert clock._TRAINING_BAR.findall(text + "\r 39%| | 354/900 [01:31<02:18,  3.9it/s, 7,955 tokens/s]") == [
         ("354", "900")
     ]
 
