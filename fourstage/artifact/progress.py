@@ -16,8 +16,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from fourstage.artifact.checkpoints import size_at
+from fourstage.artifact.divergence import Divergence
+from fourstage.artifact.interrupts import save_when_asked
 from fourstage.artifact.overview import overview
-from fourstage.artifact.run import CleanRun, Run
+from fourstage.artifact.run import Run
+from fourstage.artifact.saving import CleanRun, EndAsInOnePiece
+from fourstage.atomic import write_atomically
 from fourstage.stages import STAGES
 
 if TYPE_CHECKING:
@@ -80,7 +85,7 @@ class StageProgress(ProgressCallback):
 class WriteCompletions(TrainerCallback):
     """Appends some sampled answers, with every reward, to a file at each log: what the policy says as it changes.
 
-    A resumed run takes away the lines after its checkpoint first. `trainer` is TRL's GRPOTrainer or based on it.
+    A resumed run takes away first what was written after its checkpoint. `trainer` is TRL's GRPOTrainer or based on it.
     """
 
     def __init__(self, trainer: "GRPOTrainer", file: Path, answers: int = 4):
@@ -92,9 +97,11 @@ class WriteCompletions(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero and self.file.exists():
-            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] < state.global_step]
-            self.file.write_text("".join(kept), encoding="utf-8")
+            checkpoint = self.file.parent / "checkpoints" / f"checkpoint-{state.global_step}"
+            size = size_at(checkpoint, self.file.name)  # a checkpoint of an older version did not note it
+            lines = self.file.read_bytes()[:size].split(b"\n")
+            kept = [f"{line.decode()}\n" for line in lines if 0 <= _step_of(line) <= state.global_step != 0]
+            write_atomically(self.file, "".join(kept))
 
     def on_log(
         self,
@@ -117,6 +124,14 @@ class WriteCompletions(TrainerCallback):
                 out.write(json.dumps(row | {"rewards": scores}, ensure_ascii=False) + "\n")
 
 
+def _step_of(line: bytes) -> int:
+    """The step of a line of completions.jsonl; -1 for what a kill or a full disk left of one."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return -1
+
+
 class ShowOverview(TrainerCallback):
     """Prints `overview` when training begins: the number of steps is known only then."""
 
@@ -131,9 +146,12 @@ class ShowOverview(TrainerCallback):
 
 def watch(trainer: Trainer, run: Run) -> None:
     """Gives a recipe's trainer what all of them need: `CleanRun`, and what a person sees."""
-    trainer.add_callback(CleanRun(run))
+    trainer.add_callback(CleanRun(run, trainer.args))
+    trainer.add_callback(EndAsInOnePiece(run, trainer))
     trainer.add_callback(ShowOverview(run, trainer))
+    save_when_asked(trainer)
     show_progress(trainer)
+    trainer.add_callback(Divergence(run, trainer))
 
 
 def show_progress(trainer: Trainer) -> None:

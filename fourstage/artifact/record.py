@@ -28,7 +28,7 @@ _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", 
 _NOT_IDENTITY = re.compile(
     r"^(output_dir|resume_from_checkpoint|logging_.*|log_.*|report_to|run_name|project|trackio_.*|disable_tqdm|save_.*|"
     r"eval_.*|per_device_eval_batch_size|max_eval_rows|dataloader_(?!drop_last).*|push_to_hub|hub_.*|.*_license|use_cpu|"
-    r"local_rank|ddp_.*|dataset_num_proc|skip_memory_metrics|debug|include_.*|do_.*)$"
+    r"local_rank|ddp_.*|dataset_num_proc|skip_memory_metrics|stop_on_divergence|debug|include_.*|do_.*)$"
 )
 
 
@@ -64,6 +64,7 @@ def new_record(
         "rewarded_by": summary(scorer) if scorer else None,
         "datasets": named_data(data_args),
         "data": None,
+        "row_hashes": None,
         "arguments": json.loads(redact(json.dumps(arguments, default=str))),
         "resolved": sorted(resolved),
     }

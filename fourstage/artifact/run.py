@@ -2,39 +2,36 @@
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import torch
+import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from fourstage.arguments import DataArguments, ModelArguments
 from fourstage.artifact.card import card_data, model_card, pushed_card
+from fourstage.artifact.checkpoints import damage, newest_whole, numbered, was_whole
+from fourstage.artifact.divergence import check_result
 from fourstage.artifact.hub import Hub, HubSettings, open_hub, take_settings
+from fourstage.artifact.lock import lock_folder, unlock_folder
 from fourstage.artifact.record import differences, new_record
 from fourstage.artifact.upload import public_record
-from fourstage.atomic import write_atomically
-from fourstage.data.loading import describe, fingerprint
+from fourstage.atomic import write_atomically, write_through
+from fourstage.data.loading import describe, fingerprint, rows_hash
 from fourstage.data.sources import Rows
 from fourstage.models.adapters import check_adapters
 from fourstage.models.opening import dequantised
 from fourstage.parent import Parent, is_gguf, read_record
 from fourstage.stages import STAGES
 
+_BEFORE_THE_RECORD = {"run.json.tmp", ".lock"}  # what a process that was killed at its start leaves
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -63,45 +60,6 @@ class Run:
         """Replaces run.json in one step."""
         if self.is_main:
             write_atomically(self.folder / "run.json", json.dumps(self.record, indent=1, default=str) + "\n")
-
-
-class CleanRun(TrainerCallback):
-    """Every recipe's trainer has it: evaluating leaves the weights alone, checkpoints keep no secret and reach the Hub.
-
-    Data loaders and sampled answers draw from the random state that dropout draws from, so it is put back after an
-    evaluation: a run may then be resumed with other evaluations. training_args.bin is taken out of each checkpoint:
-    nothing reads that pickle, and it can hold a token.
-    """
-
-    def __init__(self, run: Run):
-        self.run, self._before = run, None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._before = _random_state() if args.eval_on_start else None
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if control.should_evaluate:
-            self._before = _random_state()
-
-    on_epoch_end = on_step_end
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._before is not None:
-            cpu, gpu = self._before
-            torch.set_rng_state(cpu)
-            if gpu is not None:
-                torch.cuda.set_rng_state(gpu)
-        self._before = None
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            _drop_pickled_arguments(self.run.folder / "checkpoints")
-        PartialState().wait_for_everyone()  # each process has written its random state
-        if self.run.hub:
-            checkpoint = self.run.folder / "checkpoints" / f"checkpoint-{state.global_step}"
-            self.run.hub.push_checkpoint(self.run.folder, checkpoint, self.run.record)
 
 
 def start_run(
@@ -159,7 +117,11 @@ def _begin(run: Run, training_args: TrainingArguments) -> None:
         return
     former = read_record(run.folder)
     same_run = former is not None and not differences(former, run.record)
-    run.record["data"] = former.get("data") if former and same_run else None
+    for key in ("data", "row_hashes"):
+        run.record[key] = former.get(key) if former and same_run else None
+    if former and not same_run:  # it never trained
+        for name in ("checkpoints", "base", "base.tmp"):
+            shutil.rmtree(run.folder / name, ignore_errors=True)
     run.folder.mkdir(parents=True, exist_ok=True)
     run.write()
     if run.checkpoint:
@@ -172,13 +134,18 @@ def record_data(run: Run, train: Rows, test: Rows) -> None:
     Raises:
         ValueError: if the data changed since the run began.
     """
-    before, now = run.record.get("data"), {"train": fingerprint(train), "test": fingerprint(test)}
-    if before and before != now:
-        raise ValueError(
-            f"{run.folder}: the data changed since this run began ({before} -> {now}); bring the old data back, or "
-            "choose another --output_dir"
-        )
-    run.record["data"] = now
+    found = {
+        "data": {"train": fingerprint(train), "test": fingerprint(test)},
+        "row_hashes": {"train": rows_hash(train), "test": rows_hash(test)},
+    }
+    for key, now in found.items():
+        before = run.record.get(key)  # `row_hashes` is None in a run.json of an older version
+        if before and before != now:
+            raise ValueError(
+                f"{run.folder}: the data changed since this run began ({before} -> {now}); bring the old data back, or "
+                "choose another --output_dir"
+            )
+    run.record.update(found)
     run.data = f"{describe(train)} to train on, {describe(test)} held out"
     run.write()
 
@@ -190,9 +157,11 @@ def finish_run(run: Run, trainer: Trainer, model: PreTrainedModel, samples: list
     The folder loads as it is with AutoTokenizer and AutoModelForCausalLM, a reward model's with
     AutoModelForSequenceClassification. `model` is what `adapters.finished_model` gave.
     """
+    _count_every_step(run, trainer, metrics)
     state_dict = None
     if model is trainer.accelerator.unwrap_model(trainer.model):
         state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every process takes part
+    check_result(run.folder, model, state_dict)
     if run.is_main:
         _write_stage(run, trainer, model, state_dict, samples, metrics)
     PartialState().wait_for_everyone()  # at the end of any, the launcher may end the first, which is still writing
@@ -202,13 +171,33 @@ def finish_run(run: Run, trainer: Trainer, model: PreTrainedModel, samples: list
         except ValueError as error:  # all is on disk: the Hub can have it later
             print(f"warning: not pushed: {error}", file=sys.stderr)
             print(f"push it later with: {run.hub_settings.push_command(run.folder)}", flush=True)
+    unlock_folder(run.folder)
+
+
+def _count_every_step(run: Run, trainer: Trainer, metrics: dict) -> None:
+    """Makes `train_loss` of a resumed run the mean over all steps, as of a run in one piece; the trainer's covers those
+    since the checkpoint. It is taken out where the log does not reach the last step.
+
+    The trainer keeps the sum of a stretch in float32 and logs its mean: rounding the product gives the sum to the bit.
+    """
+    if not run.checkpoint:
+        return
+    total, last, entries = 0.0, 0, trainer.state.log_history
+    for entry in entries:
+        if "loss" in entry:
+            total += float(np.float32(entry["loss"] * (entry["step"] - last)))
+            last = entry["step"]
+    for place in (metrics, *(entry for entry in entries[-2:] if "train_loss" in entry)):
+        place.pop("train_loss", None)
+        if last and last == trainer.state.global_step:
+            place["train_loss"] = total / last
 
 
 def _write_stage(
     run: Run, trainer: Trainer, model: PreTrainedModel, state_dict: dict | None, samples: list[dict], metrics: dict
 ) -> None:
     model.save_pretrained(run.folder, state_dict=state_dict)
-    _drop_pickled_arguments(run.folder)
+    drop_pickled_arguments(run.folder)
     _save_tokenizer(cast(PreTrainedTokenizerBase, trainer.processing_class), run)
     trainer.state.save_to_json(str(run.folder / "trainer_state.json"))
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
@@ -222,6 +211,7 @@ def _write_stage(
         metrics=metrics,
     )
     (run.folder / "README.md").write_text(model_card(run.record, samples), encoding="utf-8")
+    write_through(run.folder)  # before run.json says that it is finished
     run.write()
 
 
@@ -258,7 +248,7 @@ def push_folder(folder: Path, settings: HubSettings) -> None:
 def _open(folder: Path, record: dict, resume: str | None, settings: HubSettings | None) -> tuple[Hub | None, list]:
     """The Hub, if the run is pushed, and the answer of `_decide` in a list; a checkpoint on the Hub is fetched where
     the folder has none."""
-    decision = _decide(folder, record, resume)
+    decision = _decide_alone(folder, record, resume)
     if settings and decision[0] == "finished" and not (read_record(folder) or {}).get("hub"):
         return None, [("finished", f"{decision[1]}; it is not on the Hub: {settings.push_command(folder)}")]
     if settings is None or decision[0] != "start":
@@ -273,10 +263,9 @@ def _open(folder: Path, record: dict, resume: str | None, settings: HubSettings 
             return None, [("finished", f"{hub.url} holds this run, finished ({there['finished']}); fetch it: {fetch}")]
         if there and decision[1] is None and resume in (None, "auto"):
             folder.mkdir(parents=True, exist_ok=True)
+            former = {key: there.get(key, record[key]) for key in ("data", "row_hashes", "processes", "engine")}
+            Run(folder, record | former, None, True).write()  # first: a folder with files and no run.json is refused
             if hub.restore(folder):
-                former = {**record, "data": there["data"], "processes": there["processes"]}
-                former["engine"] = there.get("engine", record["engine"])
-                Run(folder, former, None, True).write()
                 decision = _decide(folder, record, resume)
     except ValueError as error:
         return None, [("error", str(error))]
@@ -293,18 +282,34 @@ def refuse_another_run(hub: Hub, there: dict, record: dict) -> None:
         )
 
 
+def _decide_alone(folder: Path, record: dict, resume: str | None) -> tuple[str, str | None]:
+    """`_decide`, and the folder is locked if a run begins there: no other process has it, and none takes it."""
+    before = read_record(folder)
+    decision = _decide(folder, record, resume)
+    if decision[0] == "start":
+        try:
+            lock_folder(folder)
+        except ValueError as error:
+            return "error", str(error)
+        if read_record(folder) != before:
+            decision = _decide(folder, record, resume)
+    return decision
+
+
 def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | None]:
     """("start", checkpoint or None), ("finished", message) or ("error", message)."""
     if problem := _unusable(folder, resume):
         return "error", problem
     checkpoint, former = None if resume in (None, "auto") else resume, read_record(folder)
+    if checkpoint and (flaw := damage(Path(checkpoint), record)):
+        return "error", f"resume_from_checkpoint={resume} is not whole: {flaw}; give another checkpoint, or auto"
     if former is None:
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and {path.name for path in folder.iterdir()} - _BEFORE_THE_RECORD:
             return "error", f"output_dir={folder} holds files that are not a fourstage run; choose another --output_dir"
         return "start", checkpoint
     changed = differences(former, record)
-    if changed and {path.name for path in folder.iterdir()} == {"run.json"}:
-        return "start", None  # it failed before it had a trainer: a mended command may take the folder
+    if changed and _never_trained(folder):
+        return "start", None  # a mended command may take the folder
     if changed:
         return "error", (f"output_dir={folder} holds another run: {'; '.join(changed)}; choose another --output_dir")
     if former["status"] == "finished":
@@ -320,7 +325,7 @@ def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | 
             f"{folder} ran under {ran_under}, now {record['engine']}, whose checkpoints have another form; "
             f"resume it with {ran_under}, or choose another --output_dir"
         )
-    return "start", checkpoint or _last_checkpoint(folder)
+    return ("start", checkpoint) if checkpoint else _last_checkpoint(folder, record)
 
 
 def _unusable(folder: Path, resume: str | None) -> str | None:
@@ -335,23 +340,27 @@ def _unusable(folder: Path, resume: str | None) -> str | None:
     return None
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint: the trainer writes trainer_state.json last, so a cut-off one has none or a part."""
-    states = folder.glob("checkpoints/checkpoint-*/trainer_state.json")
-    for state in sorted(states, key=lambda path: int(path.parent.name.split("-")[1]), reverse=True):
-        try:
-            json.loads(state.read_text(encoding="utf-8"))
-        except ValueError:
-            continue
-        return str(state.parent)
-    return None
+def _last_checkpoint(folder: Path, record: dict) -> tuple[str, str | None]:
+    """The answer of `_decide` for a run that goes on: its newest whole checkpoint. Newer ones are named."""
+    checkpoint, flaws = newest_whole(folder, record)
+    if checkpoint is None and any(map(was_whole, numbered(folder))):
+        return "error", (
+            f"output_dir={folder}: no checkpoint is whole any more: {'; '.join(flaws)}; bring the file back, or delete "
+            f"{folder / 'checkpoints'} and start anew with the same command"
+        )
+    for flaw in flaws:
+        print(f"{folder}: {flaw}; {f'the run goes on from {checkpoint.name}' if checkpoint else 'it starts anew'}")
+    return "start", str(checkpoint) if checkpoint else None
 
 
-def _random_state() -> tuple:
-    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+def _never_trained(folder: Path) -> bool:
+    """Whether a run left nothing that took work: it failed before its first whole checkpoint."""
+    weights = (file for part in (".", "adapter", "value") for file in (folder / part).glob("*.safetensors"))
+    return not any(weights) and not any(map(was_whole, numbered(folder)))
 
 
-def _drop_pickled_arguments(folder: Path) -> None:
+def drop_pickled_arguments(folder: Path) -> None:
+    """Removes every training_args.bin below a folder."""
     for path, _, files in os.walk(folder):  # which bears that a push in the background removes its folder meanwhile
         if "training_args.bin" in files:
             Path(path, "training_args.bin").unlink(missing_ok=True)

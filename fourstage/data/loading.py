@@ -140,6 +140,16 @@ def fingerprint(data: Rows) -> str:
     return f"{digest.hexdigest()[:16]}-{len(data) if isinstance(data, Dataset) else 'stream'}"
 
 
+def rows_hash(data: Rows) -> str | None:
+    """A hash of every row, a second for 100,000 of 500 characters; None for a stream, which is not read to its end."""
+    if not isinstance(data, Dataset):
+        return None
+    digest = hashlib.sha256()
+    for part in data.with_format("arrow").iter(INSPECTED_ROWS):
+        digest.update(json.dumps(part.to_pydict(), sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
 def describe(data: Rows) -> str:
     """The number of rows for people, such as "9,000 rows"; "a stream" where it is unknown."""
     return f"{len(data):,} rows" if isinstance(data, Dataset) else "a stream"

@@ -31,7 +31,7 @@ from fourstage.parent import check_parent
 TOKEN = "hf_" + "abcDEFghiJ" * 3
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 MODEL = {"config.json", "generation_config.json", "model.safetensors"}
-STATE = {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"}
+STATE = {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json", "files.json"}
 CHECKPOINTS = {"checkpoints/README.md"} | {f"checkpoints/checkpoint-4/{name}" for name in TOKENIZER | MODEL | STATE}
 FINISHED = TOKENIZER | MODEL | CHECKPOINTS | {"README.md", "run.json", "samples.jsonl", "trainer_state.json"}
 
@@ -205,7 +205,7 @@ def test_what_cannot_be_a_run_folder_or_a_checkpoint_is_refused(chain, tmp_path)
         (['--config_overrides={"hidden_sise": 32}'], "hidden_sise"),
         (["--config_overrides={hidden_size: 32"], "config_overrides"),
         (["--use_peft"], "use_peft"),
-        (["--vocab_size=400"], "--vocab_size 384"),
+        (["--vocab_size=400"], "vocab_size=400"),
         (["--load_in_4bit"], "load_in_4bit"),
         (["--push_to_hub"], "offline mode is on"),
     ],
