@@ -1,4 +1,7 @@
-"""Wrong inputs as a person reads them: one line and exit code 2. A traceback is for bugs."""
+"""Wrong inputs as a person reads them: one line and exit code 2. A traceback is for bugs.
+
+What ends a program from outside takes one line too: `fourstage.signals`.
+"""
 
 import linecache
 import os
@@ -8,6 +11,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from traceback import walk_tb
 from types import FrameType
+
+from fourstage.printing import visible
+from fourstage.signals import ended_by_signals
 
 _LIBRARIES = ("trl", "transformers", "peft", "accelerate")
 _WAIT_FOR_FIRST = 10.0  # seconds: processes come to a wrong input within a few
@@ -24,7 +30,8 @@ def one_line(error: BaseException, longest: int = 400, with_type: bool = False) 
 
 @contextmanager
 def reported_errors() -> Generator[None]:
-    """Around a whole program: a wrong input ends it with `error: ...` on stderr and exit code 2, without a traceback.
+    """Around a whole program: a wrong input ends it with `error: ...` on stderr and exit code 2, without a traceback;
+    Ctrl-C, SIGTERM and SIGHUP end it as `ended_by_signals` does.
 
     A wrong input is a ValueError from a `raise` of fourstage, or from a library before the training began: TRL and
     transformers check their settings that way. Whatever else is raised is a bug and keeps its traceback, as everything
@@ -37,7 +44,8 @@ def reported_errors() -> Generator[None]:
     """
     debug = _take_debug_flag()
     try:
-        yield
+        with ended_by_signals():
+            yield
     except ValueError as error:
         origin = _origin(error)
         if debug or origin is None:
@@ -45,7 +53,7 @@ def reported_errors() -> Generator[None]:
         if int(os.environ.get("RANK", "0")):  # of torchrun and accelerate
             time.sleep(_WAIT_FOR_FIRST)
         message = str(error) if origin == "fourstage" else f"{one_line(error)} (from {origin}; --debug shows where)"
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(visible(f"error: {message}"), file=sys.stderr, flush=True)
         raise SystemExit(2) from None
 
 

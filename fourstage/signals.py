@@ -1,0 +1,267 @@
+"""Ctrl-C, SIGTERM, SIGHUP and a launcher that has gone: they end a program with one line, at once or in good order.
+
+A thread hears them. So they count while the main thread is inside a library's compiled code, and no KeyboardInterrupt
+is raised where somebody's code would swallow it.
+"""
+
+import os
+import select
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import psutil
+
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_LAUNCHERS = {  # what starts a recipe, and how a person types it
+    "accelerate": "accelerate",
+    "accelerate-launch": "accelerate launch",
+    "accelerate.commands.launch": "accelerate launch",
+    "torchrun": "torchrun",
+    "torch.distributed.run": "torchrun",
+    **{f"{name}.py": None for name in ("pipeline", "pretrain", "sft", "reward", "ppo", "grpo")},
+}
+_LOOK = 1.0  # seconds between two looks at whether the launcher is still there
+
+
+@dataclass
+class _Program:
+    """What the thread and the main thread of a program know of its end."""
+
+    words: str  # said where a signal ends it, with the signal's name in place of {signal}
+    first: Callable[[int], object] | None = None  # takes the first signal, which then does not end the program
+    asked: int = 0  # that first signal
+    over: bool = False  # it has had its last words
+    ttys: list[int] = field(default_factory=list)
+    wakeup: tuple[int, int] = (-1, -1)
+
+
+_program: _Program | None = None
+
+
+@contextmanager
+def ended_by_signals(words: str = "ended by {signal}") -> Generator[None]:
+    """Around a whole program: SIGINT, SIGTERM and SIGHUP end it at once, with `words` on stderr and 128 + their number
+    as exit status, unless `take_first` has the first of them do something else; the second always ends it at once.
+
+    So does the end of what launched it: `accelerate launch`, torchrun, the pipeline, another recipe. A shell is not a
+    launcher: with nohup a program outlives it, as SIGHUP is then ignored and stays so. Of several processes the first
+    speaks for all. Where the program has given a signal a handler of its own, that one counts.
+
+    Does nothing on Windows, outside the main thread, and inside another such context.
+    """
+    global _program
+    if _program or os.name != "posix" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    program = _Program(words, ttys=[fd for fd in (1, 2) if os.isatty(fd)], wakeup=(read, write))
+    before = {n: signal.signal(n, _heard) for n in ENDING if signal.getsignal(n) not in (signal.SIG_IGN, None)}
+    wakeup_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    _program, listener = program, threading.Thread(target=_listen, args=(program, read), daemon=True)
+    listener.start()
+    try:
+        yield
+    except BaseException as error:
+        if not program.asked:
+            raise
+        program.over = True
+        if not isinstance(error, SystemExit):
+            program.words += f" ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        say(program.words.replace("{signal}", _name(program.asked)))
+        raise SystemExit(128 + program.asked) from None
+    finally:
+        _program = None
+        signal.set_wakeup_fd(wakeup_before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.write(write, b"\0")
+        listener.join()
+        os.close(read)
+        os.close(write)
+
+
+def take_first(first: Callable[[int], object] | None) -> None:
+    """Has the first signal call `first` with its number, in another thread; with None it ends the program at once."""
+    if _program:
+        _program.first = first
+
+
+def last_words(words: str) -> None:
+    """What is said where a signal ends the program; {signal} stands for its name."""
+    if _program:
+        _program.words = words
+
+
+def asked() -> int:
+    """The number of the signal that `take_first` had taken; 0 if none came."""
+    return _program.asked if _program else 0
+
+
+def end(number: int) -> NoReturn:
+    """Ends the program in good order for a signal that this process or another one got."""
+    if _program:
+        _program.asked = number
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def interruptible() -> Generator[None]:
+    """Within `ended_by_signals`: Ctrl-C raises KeyboardInterrupt after all, as a dialogue needs it."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not _heard:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def say(text: str) -> None:
+    """A line on stderr from the first process, whatever the main thread is just writing; a gone terminal is left."""
+    if int(os.environ.get("RANK", "0")):  # of torchrun and accelerate
+        return
+    ttys = _program.ttys if _program else []
+    below = _program and (2 in ttys or _program.first)  # a progress bar or ^C
+    line = ("\n" if below else "") + text + "\n"
+    try:
+        os.write(2, line.encode(errors="replace"))
+    except OSError:  # a terminal that was closed: whoever writes to it next would fail too, in the middle of a step
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for fd in ttys:
+            os.dup2(nowhere, fd)
+
+
+def launch_command() -> str:
+    """What a person would type to start this program again: `accelerate launch --config_file X recipes/sft.py ...`."""
+    words: list[str] = []
+    for process in _launchers()[:1]:
+        with suppress(Exception):  # it ends just now
+            words = _typed(process.cmdline())
+    return shlex.join(words or ["python", *sys.argv])
+
+
+def _heard(*_: object) -> None:
+    """Python's own part of a signal: nothing, as the thread has heard of it by the file descriptor."""
+
+
+def _listen(program: _Program, read: int) -> None:
+    launchers = _launchers()
+    while True:
+        if select.select([read], [], [], _LOOK)[0]:
+            numbers = os.read(read, 64)
+            if 0 in numbers:
+                return
+            # Those that came together are one request: some launchers hand on what the whole group got.
+            ours = [n for n in numbers if n in ENDING and signal.getsignal(n) is _heard]
+            if ours:
+                _take(program, ours[0])
+        elif launchers and _gone(launchers):
+            launchers = []
+            if not program.asked:
+                _take(program, signal.SIGTERM)
+
+
+def _take(program: _Program, number: int) -> None:
+    if program.first and not program.asked:
+        program.asked = number
+        program.first(number)
+        return
+    if program.over:
+        return
+    flushing = threading.Thread(target=_flush, daemon=True)  # the main thread may hold the lock of a full pipe
+    flushing.start()
+    flushing.join(1.0)
+    say(program.words.replace("{signal}", _name(number)))
+    _end_children()
+    os._exit(128 + number)
+
+
+def _flush() -> None:
+    with suppress(Exception):
+        sys.stdout.flush()
+
+
+def _end_children() -> None:
+    import psutil
+
+    with suppress(psutil.Error):
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                child.terminate()
+
+
+def _name(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def _launchers() -> list["psutil.Process"]:
+    """The processes that this one is to end with: its parent, that one's parent, as far as they launch recipes."""
+    import psutil  # not before it is needed: every program imports this module
+
+    found: list[psutil.Process] = []
+    with suppress(psutil.Error):
+        for process in psutil.Process().parents():
+            if _script(process.cmdline()) is None:
+                break
+            found.append(process)
+    return found
+
+
+def _script(words: list[str]) -> tuple[str, int] | None:
+    """(name of the launcher that a command line runs, place of its first argument); None if it runs another program.
+
+    Example: ["python", "-u", "/usr/bin/accelerate", "launch", "x.py"] -> ("accelerate", 3). A shell whose text has the
+    name of a launcher in it does not count.
+    """
+    if not words or not Path(words[0]).name.startswith(("python", "pypy")):
+        return None
+    place = next((i for i, word in enumerate(words[1:], 1) if word == "-m" or not word.startswith("-")), len(words))
+    place += words[place : place + 1] == ["-m"]
+    name = Path(words[place]).name if place < len(words) else ""
+    return (name, place + 1) if name in _LAUNCHERS else None
+
+
+def _typed(words: list[str]) -> list[str]:
+    """How a launcher's command line was typed; empty if it is one of ours, which a person did not type for this."""
+    found = _script(words)
+    typed = found and _LAUNCHERS[found[0]]
+    return [*typed.split(), *words[found[1] :]] if found and typed else []
+
+
+def _gone(launchers: list["psutil.Process"]) -> bool:
+    """Whether one of them has ended: its child has another parent then."""
+    import psutil
+
+    try:
+        parents = [os.getppid(), *(process.ppid() for process in launchers[:-1])]
+    except psutil.Error:
+        return True
+    return parents != [process.pid for process in launchers]
+
+
+def _after_fork() -> None:
+    """A forked worker is ended by its program, which a Ctrl-C in the terminal is not to get ahead of."""
+    global _program
+    if _program:
+        signal.set_wakeup_fd(-1)
+        for fd in _program.wakeup:
+            os.close(fd)
+        for number in ENDING:
+            if signal.getsignal(number) is _heard:
+                signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+        _program = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
