@@ -21,7 +21,7 @@ from fourstage import __version__
 
 Rows = Dataset | IterableDataset
 _LOOKED_AT = 1_000  # rows of a stream that a quick reader gave
-_SAMPLED = 10 << 20  # characters at the start of a streamed file; the quick readers look at as many bytes
+SAMPLED = 10 << 20  # characters at the start of a streamed file; the quick readers look at as many bytes
 _EXACT = 2**53  # whole numbers up to this one are exact as floats
 # Columns whose values are texts, in every format of rows; a table has no types, and 007 is as good an answer as 7.
 _TEXTS = frozenset(
@@ -41,7 +41,7 @@ _TEXTS = frozenset(
         *("chosen", "rejected", "answer", "final_answer", "solution", "correct", "answerKey"),
     )
 )
-_NOTHING = frozenset(("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A"))  # as pandas reads
+NOTHING = frozenset(("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A"))  # as pandas reads
 _WHOLE = re.compile(r"-?(?:0|[1-9]\d*)")
 _DECIMAL = re.compile(rf"(?:{_WHOLE.pattern}(?:\.\d*)?|-?\.\d+)(?:[eE][-+]?\d+)?")
 _DIGITS = 15  # that a float holds exactly
@@ -127,14 +127,14 @@ def table_features(files: Sequence[str]) -> Features | None:
 
     Whole numbers may, as pandas takes no gap among them.
     """
-    kinds = [_found_kinds([file], "csv", _SAMPLED) for file in files]
+    kinds = [_found_kinds([file], "csv", SAMPLED) for file in files]
     plain = all(of in ("text", "float") for found in kinds for of in found.values())
     return _features(kinds[0]) if plain and all(found == kinds[0] for found in kinds) else None
 
 
 def have_like_columns(files: Sequence[str], kind: str) -> bool:
     """Whether the first rows of all files have the same columns."""
-    return len({frozenset(_found_kinds([file], kind, _SAMPLED // 10)) for file in files}) == 1
+    return len({frozenset(_found_kinds([file], kind, SAMPLED // 10)) for file in files}) == 1
 
 
 def read_as_written(
@@ -152,7 +152,7 @@ def read_as_written(
     """
     files = [file for part in by_split.values() for file in part]
     broken: dict[str, list[int]] | None = {} if drops_broken else None
-    found = _found_kinds(files, kind, _SAMPLED if streaming else math.inf, broken)
+    found = _found_kinds(files, kind, SAMPLED if streaming else math.inf, broken)
     for file, lines in (broken or {}).items():
         print(f"{file}: {len(lines):,} lines are unreadable and left out: no JSON (first: line {lines[0]})")
     kinds = {name: "text" if streaming and of == "null" else of for name, of in found.items()}
@@ -248,7 +248,7 @@ def _kind_of_whole(value: int) -> Kind:
 
 def _kind_of_text(value: str | None, name: str) -> Kind:
     """What a text in a table stands for."""
-    if value is None or (value in _NOTHING and name not in _TEXTS):
+    if value is None or (value in NOTHING and name not in _TEXTS):
         return "null"
     if name in _TEXTS:
         return "text"
@@ -311,7 +311,7 @@ def _fit(value: Any, of: Kind, source: str) -> Any:
         return value if isinstance(value, str) else json.dumps(value)
     if source == "csv":
         known = {"int": int, "big": int, "float": float, "bool": lambda text: text.lower() == "true"}
-        return None if value in _NOTHING else known[of](value)
+        return None if value in NOTHING else known[of](value)
     return float(value) if of == "float" else value
 
 

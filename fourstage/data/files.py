@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterator
@@ -12,7 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset, load_from_disk
 
-from fourstage.data.as_written import Rows, have_like_columns, is_misread, read_as_written, table_features, text_columns
+from fourstage.data.as_written import (
+    NOTHING,
+    SAMPLED,
+    Rows,
+    have_like_columns,
+    is_misread,
+    read_as_written,
+    table_features,
+    text_columns,
+)
+from fourstage.data.checks import nesting_problem, table_problem
 
 BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _TEST_NAMES = ("test", "validation", "valid", "val", "dev")
@@ -44,6 +55,7 @@ def load_files(path: Path, streaming: bool, drops_broken: bool = False) -> dict[
     empty = [str(file) for file in files if file.stat().st_size == 0]
     if empty:
         raise RowError(f"{empty[0]} is empty; remove it or fill it")
+    _refuse_ill_formed(kind, list(map(str, files)), streaming)
     by_split: dict[str, list[str]] = {}
     for file in files:
         split = _split_of(str(file.relative_to(path))) if path.is_dir() else "train"
@@ -53,6 +65,14 @@ def load_files(path: Path, streaming: bool, drops_broken: bool = False) -> dict[
     if kind == "json":
         return _load_json(by_split, streaming, drops_broken)
     return {"csv": _load_tables, "parquet": _load_parquet}[kind](by_split, streaming)
+
+
+def _refuse_ill_formed(kind: str, files: list[str], streaming: bool) -> None:
+    limit = SAMPLED if streaming else math.inf
+    problems = {"csv": table_problem, "json": lambda file: nesting_problem(file, limit)}
+    problem = next(filter(None, map(problems.get(kind, lambda file: None), files)), None)
+    if problem:
+        raise RowError(problem)
 
 
 def _saved(folder: Path) -> Iterator[tuple[str, Dataset]]:
@@ -111,20 +131,32 @@ def _load_tables(by_split: dict[str, list[str]], streaming: bool) -> dict[str, R
     try:
         if streaming:
             features = table_features(files)
-            return (
-                _quick("csv", by_split, True, features=features) if features else read_as_written(by_split, "csv", True)
-            )
+            return _quick_table(by_split, features, True) if features else read_as_written(by_split, "csv", True)
         quick = _quick("csv", by_split, False)
         features = next(iter(quick.values())).features
         assert features is not None
-        texts = {name: Value("string") for name in text_columns(features)}
-        if any(not str(getattr(features[name], "dtype", "")).endswith("string") for name in texts):
-            quick = _quick("csv", by_split, False, features=Features({**features, **texts}))
+        typed = Features({**features, **{name: Value("string") for name in text_columns(features)}})
+        if typed != features or any(_has_gap(part, name) for part in quick.values() for name in _texts_in(features)):
+            quick = _quick_table(by_split, typed, False)
         if not any(is_misread(part, "csv") for part in quick.values()):
             return quick
     except Exception:  # as above
         pass
     return read_as_written(by_split, "csv", streaming)
+
+
+def _quick_table(by_split: dict[str, list[str]], features: Features, streaming: bool) -> dict[str, Rows]:
+    """Tables of these columns; in those of texts NA, null and None are texts like others, and only "" is nothing."""
+    nothing = {name: [""] if name in _texts_in(features) else sorted(NOTHING) for name in features}
+    return _quick("csv", by_split, streaming, features=features, keep_default_na=False, na_values=nothing)
+
+
+def _texts_in(features: Features) -> list[str]:
+    return [name for name, kind in features.items() if str(getattr(kind, "dtype", "")).endswith("string")]
+
+
+def _has_gap(data: Rows, name: str) -> bool:
+    return isinstance(data, Dataset) and data.data.column(name).null_count > 0
 
 
 def _load_parquet(by_split: dict[str, list[str]], streaming: bool) -> dict[str, Rows]:
@@ -176,6 +208,8 @@ def first_problem(file: Path) -> str | None:
         except json.JSONDecodeError as error:
             what = f"{file} line {number}: broken JSON ({error.msg} at column {error.colno})"
             return f"{what}; mend or remove the line, or leave such lines out with --unreadable drop"
+        except RecursionError:
+            return f"{file} line {number}: more lists or mappings in one another than can be read; flatten the line"
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             return f"{file}: an incomplete or broken gzip file ({error}); fetch it again"
     return None if number else f"{file} is empty; remove it or fill it"

@@ -11,6 +11,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from fourstage.arguments import DataArguments
 from fourstage.data.as_written import Rows
+from fourstage.data.checks import column_problem
 from fourstage.data.choices import choices_of
 from fourstage.data.files import BUILDERS, RowError, files_of, first_problem, load_files
 from fourstage.data.picks import are_picks, rows_for
@@ -70,6 +71,9 @@ def load_source(source: dict, data_args: DataArguments, stage: str) -> tuple[Row
         raise ValueError(
             f"{name} has no split {train_split!r}, it has {sorted(splits)}; choose with --dataset_train_split"
         )
+    problem = column_problem(splits[train_split].features, name)
+    if problem:
+        raise ValueError(problem)
     test = next((splits[key] for key in (data_args.dataset_test_split, "validation") if key in splits), None)
     train = _useful(splits[train_split], name, stage)
     return train, None if test is None else _useful(test, name, stage)

@@ -282,7 +282,7 @@ def test_a_column_that_is_null_for_megabytes(tmp_path, late):
 
 
 def test_a_stream_that_changes_says_where(tmp_path, monkeypatch):
-    monkeypatch.setattr("fourstage.data.as_written._SAMPLED", 1_000)
+    monkeypatch.setattr("fourstage.data.as_written.SAMPLED", 1_000)
     rows = [{"prompt": f"{i}", "day": "2020-01-01"} for i in range(1_200)]
     for odd, words in (({"day": {"a": 1}}, "column 'day' holds"), ({"new": "x"}, "column 'new' holds 'x'")):
         path = jsonl(tmp_path / "a.jsonl", [*rows, {**rows[0], **odd}])

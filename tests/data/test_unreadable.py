@@ -251,7 +251,7 @@ def test_a_later_row_of_a_stream_with_a_new_key_is_unreadable(tmp_path, capsys, 
     # Where rows may be left out, the types are those of the first 10 MB, and the row is read; here of less.
     train, test = load_conversations(DataArguments(**args, unreadable="drop"), 0)
     assert len([*train, *test]) == 1_201
-    monkeypatch.setattr(as_written, "_SAMPLED", 20_000)
+    monkeypatch.setattr(as_written, "SAMPLED", 20_000)
     train, test = load_conversations(DataArguments(**args, unreadable="drop"), 0)
     capsys.readouterr()
     assert len(list(train)) + len(test) == 1_200
