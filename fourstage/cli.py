@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fourstage.imports import set_waiting
+from fourstage.printing import visible
 
 _Commands = argparse._SubParsersAction  # argparse has no public name for what add_subparsers gives
 
@@ -19,7 +20,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         return arguments.command(arguments)
     except ValueError as error:
-        print(f"fourstage: {error}", file=sys.stderr)
+        print(visible(f"fourstage: {' '.join(str(error).split())}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130  # as shells say: ended by Ctrl-C
@@ -48,6 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help=needs, add_help=False, prefix_chars="\0")  # its flags are the recipe's too
     plan.add_argument("words", nargs="*")
     plan.set_defaults(command=_plan)
+    known = "what is wrong with a recipe's settings, a run, a model or data, before the first step"
+    doctor = commands.add_parser("doctor", help=known, add_help=False, prefix_chars="\0")  # likewise
+    doctor.add_argument("words", nargs="*")
+    doctor.set_defaults(command=_doctor)
     _add_chat(commands)
     _add_prefer(commands)
     return parser
@@ -187,6 +192,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     from fourstage.plan.command import run_plan
 
     return run_plan(arguments.words)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from fourstage.doctor.command import run_doctor
+
+    return run_doctor(arguments.words)
 
 
 def _push(arguments: argparse.Namespace) -> int:

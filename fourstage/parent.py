@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from fourstage.stages import RECIPES, STAGES
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 VALUE_HEAD = "value_head.safetensors"  # PPO's critic writes it beside its backbone
+_STAGE_NAMES = [*STAGES]  # a list, as what stands in a foreign run.json may not be hashable
 _TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 # Adapters of PEFT that add to what the model reads, or choose by it: no weights are equal to the model with them.
 _UNMERGEABLE = {
@@ -59,9 +61,10 @@ class Parent:
     @cached_property
     def quantisation(self) -> str | None:
         """How its weights are kept, such as "fp8", if its config.json says that they are quantised."""
-        config = _json_of(self.name, "config.json", self.revision) or {}
-        text = config.get("text_config")
-        found = config.get("quantization_config") or (text or {}).get("quantization_config")
+        config = _json_of(self.name, "config.json", self.revision)
+        config = config if isinstance(config, dict) else {}
+        texts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+        found = next((part["quantization_config"] for part in texts if part.get("quantization_config")), None)
         return found.get("quant_method") if isinstance(found, dict) else None
 
     @property
@@ -196,7 +199,7 @@ def _refuse_unusable(name: str, record: dict | None, expected: str | None, revis
     folder = Path(name)
     if folder.is_dir():
         if record and record["status"] != "finished":
-            raise ValueError(f"{name} is not finished; finish it with: {record['command']}")
+            raise ValueError(f"{name} is not finished; finish it with{_command_of(record)}")
         _refuse_parts(folder)
     elif not is_gguf(name) and (name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1):
         stage = folder.name if folder.name in RECIPES else expected or "pretrain"
@@ -207,11 +210,34 @@ def _refuse_unusable(name: str, record: dict | None, expected: str | None, revis
         _refuse_adapter(name, settings)
 
 
+def _command_of(record: dict) -> str:
+    """What follows "finish it with": the command of the run where it is words alone, as a run of ours notes it. A
+    run.json may come from anywhere, and what stands here will be pasted.
+    """
+    command = record.get("command")
+    if isinstance(command, str) and command.startswith("accelerate launch "):
+        plain = command.replace("hf_***", "hf_x")  # a token that was redacted
+        try:
+            if shlex.join(shlex.split(plain)) == plain:
+                return f": {command}"
+        except ValueError:  # quotes that do not close
+            pass
+    return " the command that began it"
+
+
 def _refuse_parts(folder: Path) -> None:
     """Refuses a folder that lacks files which its index names, and one with the weights of a value model."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = set((json.loads(index.read_text(encoding="utf-8")).get("weight_map") or {}).values())
+        found = _json_of(str(folder), index.name, None)
+        weights = found.get("weight_map") if isinstance(found, dict) else None
+        named = (
+            set(weights.values()) if isinstance(weights, dict) and all(map(_is_file_name, weights.values())) else None
+        )
+        if not named:
+            raise ValueError(
+                f"{folder}: {index.name} names no weights, or files that do not lie beside it; fetch or copy it again"
+            )
         absent = sorted(file for file in named if not (folder / file).is_file())
         if absent:
             more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
@@ -221,6 +247,11 @@ def _refuse_parts(folder: Path) -> None:
             f"{folder} holds PPO's value model, which neither writes answers nor scores them; give it to "
             "--value_model_name_or_path, or name the run's own folder"
         )
+
+
+def _is_file_name(value: Any) -> bool:
+    """Whether a value of an index is the name of a file beside it, and not a path to somewhere else."""
+    return isinstance(value, str) and value not in ("", ".", "..") and Path(value).name == value
 
 
 def _refuse_adapter(name: str, settings: dict) -> None:
@@ -279,9 +310,10 @@ def read_record(folder: str | Path) -> dict | None:
     path = Path(folder) / "run.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is broken ({error}); mend it, or remove the folder") from None
-    return record if isinstance(record, dict) and "status" in record else None
+    ours = isinstance(record, dict) and isinstance(record.get("status"), str) and record.get("stage") in _STAGE_NAMES
+    return record if ours else None
 
 
 def weights_hash(name: str) -> str | None:
@@ -305,7 +337,7 @@ def _json_of(name: str, file: str, revision: str | None) -> Any:
     path = _file_of(name, file, revision)
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}: {file} is broken ({error}); mend it, or fetch it again") from None
 
 

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,16 +19,14 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
+from fourstage.errors import one_line
 from fourstage.models.checkpoint import is_classifier, open_causal_lm
 from fourstage.models.encoding import conversation_ids, turn_end
 from fourstage.models.facts import context_of, stop_ids
 from fourstage.models.opening import open_tokenizer
 from fourstage.parent import check_parent, find_parent
+from fourstage.printing import CONTROLS, visible
 
-# C0 and C1 but tab and line feed, marks that turn the direction of text, line separators, lone surrogates.
-_CONTROLS = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
-)
 # field -> (type, whether a value is allowed, what is)
 _FIELDS = {
     "temperature": (float, lambda x: x == 0 or 0.01 <= x <= 100, "0 (the likeliest token), or 0.01 to 100"),
@@ -39,14 +36,9 @@ _FIELDS = {
 }
 
 
-def visible(text: str) -> str:
-    """The text with what a terminal would obey written out: ESC becomes `\\x1b`, a carriage return `\\r`."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
 def escaped_json(row: dict) -> str:
     """One line of JSON in which such characters are escapes, so that `cat` of it is harmless too."""
-    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(row, ensure_ascii=False))
+    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(row, ensure_ascii=False))
 
 
 def note(text: str) -> None:
@@ -198,6 +190,8 @@ def _plain_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     """Where the model stops, and nothing else: at its end tokens, the tokenizer's, and what closes its turns."""
     ends = (*stop_ids(model.generation_config), tokenizer.eos_token_id, turn_end(tokenizer))
     stops = {end for end in ends if end is not None}
+    if not all(isinstance(end, int) for end in stops):
+        raise ValueError("eos_token_id in generation_config.json must be a number or several; correct it")
     pad = next((i for i in (tokenizer.pad_token_id, *sorted(stops)) if i is not None), 0)
     return GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(stops), pad_token_id=pad)
 
@@ -205,9 +199,26 @@ def _plain_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 def chat_ids(speaker: Speaker, turns: list[dict]) -> list[int]:
     """Token ids of the turns in the chat template, up to where the answer begins; ValueError if it refuses them."""
     try:
-        return conversation_ids(speaker.tokenizer, turns, add_generation_prompt=True)
-    except TemplateError as error:
-        raise ValueError(f"the chat template of {speaker.name} refuses this conversation: {error}") from None
+        ids = conversation_ids(speaker.tokenizer, turns, add_generation_prompt=True)
+    except Exception as error:  # a template may fail with any exception of its engine
+        why = one_line(error, longest=200, with_type=not isinstance(error, TemplateError | ValueError))
+        raise ValueError(f"the chat template of {speaker.name} refuses this conversation: {why}") from None
+    if not ids:
+        raise ValueError(
+            f"the chat template of {speaker.name} writes nothing of this conversation; choose another model"
+        )
+    return _known_ids(speaker, ids)
+
+
+def _known_ids(speaker: Speaker, ids: list[int]) -> list[int]:
+    """The same ids; ValueError where the model has no embedding for one."""
+    rows = cast(torch.nn.Embedding, speaker.model.get_input_embeddings()).num_embeddings
+    if max(ids) >= rows:
+        raise ValueError(
+            f"the tokenizer of {speaker.name} gives token {max(ids):,} and the model embeds {rows:,}; they do not "
+            "belong together, fetch both again"
+        )
+    return ids
 
 
 def text_ids(speaker: Speaker, text: str) -> list[int]:
@@ -216,7 +227,7 @@ def text_ids(speaker: Speaker, text: str) -> list[int]:
     while ids and ids[-1] in speaker.stops and ids[-1] != speaker.tokenizer.bos_token_id:
         ids = ids[:-1]
     begin = speaker.tokenizer.bos_token_id
-    return ids or [speaker.stops[0] if begin is None else begin]
+    return _known_ids(speaker, ids or [speaker.stops[0] if begin is None else begin])
 
 
 class Stream(BaseStreamer):
@@ -283,6 +294,10 @@ def speak(
     try:
         said = generate(inputs, generation_config=sampling.config(speaker.context - len(ids)), **options)
         speaker.memory.keep(cache, said[0].tolist())
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):
+            raise
+        raise ValueError(f"{speaker.name} gives probabilities that are not finite, so nothing can be drawn") from None
     except KeyboardInterrupt:
         stream.interrupted = True
         stream.end()

@@ -9,6 +9,7 @@ from typing import Any, cast
 from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fourstage.errors import one_line
+from fourstage.models.deadline import TemplateTimeoutError
 from fourstage.models.turns import written
 
 _CHARACTERS = 2_000_000  # tokenized at once: enough for all cores, and little beside a model
@@ -123,6 +124,8 @@ def _refusal_of_shape(
     options: dict = {"tools": [_TOOL] if tools else None, "add_generation_prompt": add_generation_prompt}
     try:
         text = cast(str, tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **options))
+    except TemplateTimeoutError:
+        raise
     except Exception as error:  # a template may fail with any exception of its engine
         return one_line(error, longest=200) or type(error).__name__
     if tools and "toolQz" not in text:

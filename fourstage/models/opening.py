@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import struct
+import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -23,12 +24,13 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from fourstage.errors import one_line
-from fourstage.models.turns import adapt_template
+from fourstage.models.turns import adapt_template, written
 from fourstage.parent import is_gguf, tokenizer_home
 
 if TYPE_CHECKING:
     from fourstage.arguments import ModelArguments  # brings TRL along, which a chat has no use for
 
+_LONGEST_TEMPLATE = 1_000_000  # characters around one word
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
 
@@ -41,8 +43,10 @@ def opening(name: str) -> Generator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, ImportError, HfHubHTTPError, SafetensorError, struct.error, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "mismatch" not in str(error):
+    except Exception as error:  # whatever a file can make a reader raise
+        raise ValueError(f"{name}: {_reason(name, error)}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust, as the tokenizers library raises it
             raise
         raise ValueError(f"{name}: {_reason(name, error)}") from error
 
@@ -76,6 +80,11 @@ def _reason(name: str, error: BaseException) -> str:
         return "no safetensors weights found in it; pickles are not opened, as they can run code"
     if caused_by(SafetensorError, struct.error) or (is_gguf(name) and re.search("cannot reshape|empty file", text)):
         return f"a file of it is broken or cut off ({text[:200]}); fetch or make it again"
+    if caused_by(MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return f"there is not enough memory for the model of its config.json ({text[:200]})"
+    if not caused_by(OSError, ValueError, ImportError, HfHubHTTPError) and "mismatch" not in text:
+        shown = one_line(error, longest=200, with_type=True)
+        return f"a file of it does not hold what it should ({shown}); fetch or make it again"
     if Path(name).exists():
         return text[:400]
     if caused_by(OfflineModeIsEnabled) or os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "ON", "YES"):
@@ -123,7 +132,48 @@ def _tokenizer(name: str, **options: Any) -> PreTrainedTokenizerBase:
     # AutoTokenizer is typed as if it could give None; it raises instead.
     tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(name, **options))
     adapt_template(tokenizer)
+    _try_template(tokenizer)
     return tokenizer
+
+
+def _try_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError for a chat template that no conversation could be written with; an empty one is taken away."""
+    template = tokenizer.chat_template
+    templates = [template] if isinstance(template, str | None) else template
+    if not isinstance(templates, list | dict) or not all(isinstance(one, str | None) for one in templates):
+        raise ValueError(f"its chat template is {type(template).__name__}, expected text; correct it")
+    if isinstance(template, str) and not template.strip():
+        tokenizer.chat_template = template = None
+    if not isinstance(template, str):
+        return
+    with _little_memory():
+        try:
+            text = written(tokenizer, template, [{"role": "user", "content": "a"}]) or ""
+        except MemoryError:
+            text = " " * (_LONGEST_TEMPLATE + 1)
+    if len(text) > _LONGEST_TEMPLATE:
+        raise ValueError("its chat template writes more than a million characters around one word; correct it")
+
+
+@contextmanager
+def _little_memory() -> Generator[None]:
+    """Within it this process can allocate one more GB at most, where the system can limit it: on Linux."""
+    pages = Path("/proc/self/statm")
+    if not pages.is_file() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    import resource  # which not every system has
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = int(pages.read_text().split()[0]) * resource.getpagesize() + (1 << 30)
+    if soft != resource.RLIM_INFINITY and soft <= wanted:
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def dequantised(path: str, folder: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from fourstage.models.deadline import TemplateTimeoutError, deadline
 from fourstage.models.markers import Markers
 
 _TAGGED = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.S)
@@ -20,7 +21,8 @@ def adapt_template(tokenizer: PreTrainedTokenizerBase, keep_markers: bool = Fals
 
     `tool_calls` may be JSON text. Thoughts in `reasoning_content` go under the name that the template knows; where it
     knows none they stand before the content, as `<think>`. A special token spelt out in a message is plain text, not
-    the token, unless `keep_markers`. Nothing of this is saved with the tokenizer.
+    the token, unless `keep_markers`. A template that does not end is stopped (`deadline`). Nothing of this is saved
+    with the tokenizer.
 
     Example: with <|eos|> for an end token, "Write <|eos|>." takes several tokens, none of which ends the turn.
     """
@@ -45,7 +47,8 @@ class AdaptedTemplate:
         ]
         if not self.keep_markers and options.get("tokenize", True) and self.markers.found_in([*chats, tools]):
             tokenizer, chats, tools = self.markers.reader, self.markers.broken(chats), self.markers.broken(tools)
-        return own(tokenizer, chats if batched else chats[0], tools=tools, chat_template=template, **options)
+        with deadline(len(chats)):
+            return own(tokenizer, chats if batched else chats[0], tools=tools, chat_template=template, **options)
 
     def _adapted(self, turn: Mapping, template: str) -> dict:
         """The turn with its calls as mappings and its thoughts where the template looks for them."""
@@ -126,7 +129,10 @@ def written(tokenizer: PreTrainedTokenizerBase, template: str, turns: list[dict]
     """The text of turns, as they are; None where the template refuses them."""
     own = type(tokenizer).apply_chat_template
     try:
-        return cast(str, own(tokenizer, turns, chat_template=template, tokenize=False))
+        with deadline():
+            return cast(str, own(tokenizer, turns, chat_template=template, tokenize=False))
+    except (TemplateTimeoutError, MemoryError):
+        raise
     except Exception:  # a template may fail with any exception of its engine
         return None
 
