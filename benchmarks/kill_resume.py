@@ -6,7 +6,7 @@
 Tiny models, one thread. For each recipe one run in one piece counts the events below its output_dir: files opened for
 writing, written by torch and safetensors, renamed, linked and removed, folders made and removed. Then for each event a
 run kills itself just before it, and the same command runs to its end twice: on the folder as it is, and on a copy in
-which the file written last is cut in half, as a power loss may leave it. `--at-random N` adds N kills at random.
+which what was written last is cut in half, as a power loss may leave it. `--at-random N` adds N kills at random.
 
 Compared with the run in one piece: SHA-256 of all weights, every metric and counter in run.json, all curves, answers
 and samples; times are left out. Each difference is a line, and the end is the table of docs/recipes.md. Exit code 1 if
@@ -73,24 +73,28 @@ def write_data(work: Path) -> None:
 # What is killed, and where
 
 
-def watch_files(folder: Path, at: Callable[[str, str, str], None]) -> None:
-    """Calls `at(kind, path, written)` before each event below `folder`; `written` is the file written last."""
+def watch_files(folder: Path, at: Callable[[str, str, tuple], None]) -> None:
+    """Calls `at(kind, path, written)` before each event below `folder`.
+
+    `written` is the file written last, and the size from which on it was written: not 0 where text was appended.
+    """
     import safetensors.torch
     import torch
 
-    last = [""]
+    last: list[tuple[str, int]] = [("", 0)]
 
-    def event(kind: str, path: object, directory: int = -1) -> None:
+    def event(kind: str, path: object, directory: int = -1, appends: bool = False) -> None:
         text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
         if directory >= 0:
             text = os.path.join(os.readlink(f"/proc/self/fd/{directory}"), text)
         if text and (folder in Path(text).parents or Path(text) == folder):
             at(kind, text, last[0])
-            last[0] = text if kind == "write" else last[0]
+            if kind == "write":
+                last[0] = (text, os.path.getsize(text) if appends and os.path.exists(text) else 0)
 
     def hook(name: str, values: tuple) -> None:
         if name == "open" and isinstance(values[2], int) and values[2] & WRITES:
-            event("write", values[0])
+            event("write", values[0], appends=bool(values[2] & os.O_APPEND))
         elif name in PATHS:
             directories = [value for value in values[PATHS[name] :] if isinstance(value, int) and name != "os.mkdir"]
             directory = values[2] if name == "os.mkdir" else (directories or [-1])[0]
@@ -182,11 +186,11 @@ def differences(folder: Path, straight: dict[str, object], status: int, log: Pat
 # The runs
 
 
-def kill_at(number: int, note: Path) -> Callable[[str, str, str], None]:
+def kill_at(number: int, note: Path) -> Callable[[str, str, tuple], None]:
     """Ends the process before event `number`; leaves in `note` what event that was, and the file written last."""
     count = [0]
 
-    def at(kind: str, path: str, written: str) -> None:
+    def at(kind: str, path: str, written: tuple) -> None:
         if count[0] == number:
             descriptor = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.write(descriptor, json.dumps([kind, path, written]).encode())
@@ -213,7 +217,7 @@ def check(recipe: str, flags: list[str], work: Path, every: int, at_random: int)
     folder, kept, note = work / recipe, work / "kept", work / "event.json"
     events, log = work / "events.jsonl", work / "killed.log"
 
-    def write_event(kind: str, path: str, written: str) -> None:
+    def write_event(kind: str, path: str, written: tuple) -> None:
         os.write(descriptor, json.dumps([kind, path]).encode() + b"\n")
 
     descriptor = os.open(events, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -235,15 +239,15 @@ def check(recipe: str, flags: list[str], work: Path, every: int, at_random: int)
     for number in range(0, count, every):
         shutil.rmtree(folder, ignore_errors=True)
         in_child(recipe_job(recipe, flags, lambda n=number: watch_files(folder, kill_at(n, note))), log)
-        kind, path, written = json.loads(note.read_text(encoding="utf-8"))
+        kind, path, (written, start) = json.loads(note.read_text(encoding="utf-8"))
         what = f"event {number} ({kind} {os.path.relpath(path, folder)})"
         shutil.rmtree(kept, ignore_errors=True)
         if folder.exists():
             shutil.copytree(folder, kept)
         tell("plain", what, resume_and_compare(recipe, flags, straight, work))
         half = kept / os.path.relpath(written, folder) if written else None
-        if half and half.is_file() and half.stat().st_size:
-            os.truncate(half, half.stat().st_size // 2)
+        if half and half.is_file() and half.stat().st_size > start:
+            os.truncate(half, (start + half.stat().st_size) // 2)
             shutil.rmtree(folder)
             shutil.move(kept, folder)
             cut = f"{what}, {os.path.relpath(written, folder)} cut in half"

@@ -90,6 +90,7 @@ class WriteCompletions(TrainerCallback):
 
     def __init__(self, trainer: "GRPOTrainer", file: Path, answers: int = 4):
         self.samples, self.file, self.answers = trainer._logs, file, answers
+        self.latest: dict[bool, Any] = {}  # the last answer seen, of training and of evaluation
         rows = cast(Iterable[dict], trainer.eval_dataset or [])  # one data set, not several by name
         self.held_out = {json.dumps(row["prompt"]) for row in rows}
 
@@ -115,8 +116,11 @@ class WriteCompletions(TrainerCallback):
             return
         held_out = any(key.startswith("eval_") for key in logs)
         prompts, answers, rewards = (list(self.samples[key]) for key in ("prompt", "completion", "rewards"))
-        # TRL keeps the last answers of training and evaluation in one list.
-        rows = [i for i, prompt in enumerate(prompts) if (json.dumps(prompt) in self.held_out) == held_out]
+        # TRL keeps the last answers of training and evaluation in one list, those of earlier lines of the log too.
+        seen = [i for i, answer in enumerate(answers) if answer is self.latest.get(held_out)]
+        new = range(seen[-1] + 1 if seen else 0, len(prompts))
+        rows = [i for i in new if (json.dumps(prompts[i]) in self.held_out) == held_out]
+        self.latest[held_out] = answers[-1] if answers else None
         with self.file.open("a", encoding="utf-8") as out:
             for i in rows[-self.answers :]:
                 scores = {name: self.samples["rewards"][name][i] for name in rewards}

@@ -74,7 +74,8 @@ class EndAsInOnePiece(TrainerCallback):
     """A resumed run logs, evaluates and ends as one that was never cut off.
 
     Each checkpoint is a line of the log too, so that no half of a mean is lost with the process. The starting weights
-    are measured once. From a checkpoint of the last step nothing is trained: transformers would take one step more.
+    are measured once. TRL's count of tokens goes on. From a checkpoint of the last step nothing is trained:
+    transformers would take one step more.
     """
 
     def __init__(self, run: Run, trainer: Trainer):
@@ -85,6 +86,9 @@ class EndAsInOnePiece(TrainerCallback):
     ) -> None:
         self._done = state.global_step >= state.max_steps
         args.eval_on_start = args.eval_on_start and state.global_step == 0
+        counts = [row[name] for row in state.log_history for name in ("num_tokens", "eval_num_tokens") if name in row]
+        if counts and state.global_step and "_total_train_tokens" in vars(self.trainer):
+            vars(self.trainer)["_total_train_tokens"] = int(counts[-1])
         if self._done:
             self.trainer.get_batch_samples = _no_rows  # so that what is left of the last epoch takes no step
 
