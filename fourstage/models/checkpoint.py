@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from fourstage.models import quantised
+from fourstage.models.finite import check_finite
 from fourstage.models.opening import opening
 from fourstage.parent import adapter_of, base_of, is_gguf, whole_model
 
@@ -51,6 +52,8 @@ def open_config(name: str, **hub: Any) -> PreTrainedConfig:
     whole, revision = whole_model(name, hub.get("revision"))
     with opening(whole):
         config = AutoConfig.from_pretrained(whole, **(hub | {"revision": revision or "main"}))
+        if not isinstance(config.architectures, list | None):
+            raise ValueError(f"architectures={config.architectures!r} in its config.json must be a list; correct it")
     labels = _labels_of_adapter(name, hub.get("revision"))
     if labels is not None:
         config.num_labels = labels
@@ -99,12 +102,13 @@ def open_causal_lm(name: str, say: Say = print, **options: Any) -> PreTrainedMod
         say: is told, in one line, what was merged or dequantised.
         options: for `from_pretrained`: dtype, revision, trust_remote_code, attn_implementation, quantization_config.
     Raises:
-        ValueError: of one line, as `opening` says; if the weights are not those of such a language model; if they are
-            quantised in a way that cannot be undone here.
+        ValueError: of one line, as `opening` says; if the weights are not those of such a language model, or not
+            finite; if they are quantised in a way that cannot be undone here.
     """
     config = check_openable(name, False, _load_in(options), **_hub(options))
     model, loaded = _open(AutoModelForCausalLM, name, say, options)
     _refuse_gaps(name, config, loaded["missing_keys"], loaded["unexpected_keys"])
+    check_finite(name, model)
     return model
 
 
@@ -134,6 +138,7 @@ def open_scorer(
     backbone = f"{model.base_model_prefix}."
     missing, foreign = ([x for x in loaded[k] if x.startswith(backbone)] for k in ("missing_keys", "unexpected_keys"))
     _refuse_gaps(name, found, [key for key in missing if "pooler" not in key], foreign)  # a pooler is part of the head
+    check_finite(name, model)
     model.config.name_or_path = model.name_or_path = name
     return model, sorted(loaded["missing_keys"])
 
@@ -152,6 +157,7 @@ def open_backbone(name: str, say: Say = print, **options: Any) -> PreTrainedMode
     """The model without a head, which gives hidden states, as PPO's critic saves it."""
     model, loaded = _open(AutoModel, name, say, options)
     _refuse_gaps(name, model.config, loaded["missing_keys"], loaded["unexpected_keys"])
+    check_finite(name, model)
     return model
 
 
