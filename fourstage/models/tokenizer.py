@@ -23,6 +23,9 @@ CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encodi
 MULTIPLE = 128
 MINIMUM_SIZE = math.ceil((256 + len(SPECIAL_TOKENS)) / MULTIPLE) * MULTIPLE
 
+# Bytes: more than words have in any language that is written without spaces, where nothing else parts them.
+_LONGEST_WORD = 2_000
+
 
 def default_vocab_size(num_parameters: int) -> int:
     """The power of two nearest to sqrt(parameters), so that embeddings stay a modest share of a small model.
@@ -47,7 +50,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
     """Trains byte-level BPE on `texts` (read once, as a stream): any Unicode text survives a round trip.
 
     Each digit is a token, so that every number has one spelling. A corpus too small for `vocab_size` entries gives
-    fewer, filled up with reserved tokens to a multiple of 128: the embedding has as many rows as the vocabulary.
+    fewer, filled up with reserved tokens to a multiple of 128: the embedding has as many rows as the vocabulary. Words
+    of more than 2,000 bytes, such as the letters of a genome, are learnt from in pieces of that length.
 
     Args:
         texts: documents. vocab_size: entries, including special and reserved ones. max_length: context in tokens.
@@ -56,9 +60,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
     """
     check_vocab_size(vocab_size)
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    words = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    # While it is trained, long words are cut: time grows with the square of a word's length.
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([*words, pre_tokenizers.FixedLength(_LONGEST_WORD)])
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -67,6 +71,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(words)
     bpe.add_special_tokens([f"<|reserved_{i}|>" for i in range(-bpe.get_vocab_size() % MULTIPLE)])
     # Plain text begins a document. TRL adds the end of a document to every text that it trains on.
     bpe.post_processor = processors.TemplateProcessing(

@@ -1,9 +1,13 @@
 """The tokenizer: lossless, of the size asked for, and a chat template that trains on answers and their end only."""
 
+import json
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, Qwen2Config, Qwen3Config
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
@@ -48,6 +52,34 @@ def test_digits_are_split_singly(tokenizer):
 def test_the_size_is_exact(words, size):
     tokenizer = train_tokenizer([words] * 3, size, 64)
     assert len(tokenizer) == tokenizer.vocab_size == size == max(tokenizer.get_vocab().values()) + 1
+
+
+def plainly_trained(texts, size):
+    """The merges that tokenizers' own trainer learns, without a limit on the length of words."""
+    bpe = Tokenizer(models.BPE())
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size - 6, initial_alphabet=alphabet))
+    return json.loads(bpe.to_str())
+
+
+def parts(tokenizer):
+    return json.loads(tokenizer.backend_tokenizer.to_str())
+
+
+def test_ordinary_text_gives_the_tokenizer_of_the_library(words):
+    plain, ours = plainly_trained([words] * 3, 512), parts(train_tokenizer([words] * 3, 512, 64))
+    assert len(plain["model"]["merges"]) > 200 and ours["model"]["merges"] == plain["model"]["merges"]
+    assert ours["pre_tokenizer"] == plain["pre_tokenizer"]
+
+
+def test_unbroken_text_is_learnt_from_in_pieces():
+    """Which takes time in proportion to its length: 100,000 letters took 6 seconds in one piece, and 0.2 in fifty."""
+    letters = "".join(random.Random(0).choices("acgt", k=20_000))
+    pieces = [letters[i : i + 2_000] for i in range(0, len(letters), 2_000)]
+    assert parts(train_tokenizer([letters], 512, 64)) == parts(train_tokenizer(pieces, 512, 64))
+    assert plainly_trained(pieces, 512)["model"]["merges"] != plainly_trained([letters], 512)["model"]["merges"]
 
 
 def test_a_small_corpus_gives_a_smaller_multiple_topped_up():
