@@ -28,7 +28,6 @@ def main(data_args: DataArguments, training_args: GRPORunConfig, model_args: Mod
     from fourstage.data.lengths import drop_overlong, prompt_tokens
     from fourstage.data.loading import load_problems
     from fourstage.evaluation.generation import answer_questions
-    from fourstage.grpo.collapse import WatchCollapse
     from fourstage.launch import check_launch
     from fourstage.models.adapters import adapter_config, finished_model
     from fourstage.models.facts import context_of
@@ -68,7 +67,6 @@ def main(data_args: DataArguments, training_args: GRPORunConfig, model_args: Mod
     )
     speed_up(trainer, model_args, trainer.ref_model, *trainer.reward_funcs)
     watch(trainer, run)
-    trainer.add_callback(WatchCollapse)
     trainer.add_callback(WriteCompletions(trainer, run.folder / "completions.jsonl"))
 
     result = trainer.train(resume_from_checkpoint=run.checkpoint)

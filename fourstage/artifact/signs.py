@@ -116,11 +116,10 @@ def loss_spike(logs: Logs, settings: Settings) -> str | None:
 
 def loss_diverged(logs: Logs, settings: Settings) -> str | None:
     """A loss that stays above where the run began, or far above that of a guess."""
-    losses = _last(logs, "loss", _SHORT)
+    losses, first = _last(logs, "loss", _SHORT), max(_column(logs[:_SHORT], "loss"))
     if "reward" in logs[-1]:
         return None
-    first = logs[0]["loss"]
-    if len(logs) > _SHORT and losses and min(losses) > max(1.5 * first, first + 0.5):
+    if len(logs) >= 2 * _SHORT and losses and min(losses) > max(1.5 * first, first + 0.5):
         return f"the loss is {losses[-1]:.3g} and began at {first:.3g}: training harms the model; {_lower(settings)}"
     # A reward model guesses between two; margins between its pairs may double that loss, and more.
     guess = math.log(settings.vocabulary or 2)

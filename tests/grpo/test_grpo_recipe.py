@@ -1,10 +1,7 @@
-"""recipes/grpo.py on tiny models and data: what it leaves, resumes, refuses, its control, and the watch over it."""
+"""recipes/grpo.py on tiny models and data: what it leaves, resumes, refuses, and its control."""
 
 import json
-import re
 import sys
-import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +20,6 @@ from helpers import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fourstage.grpo.collapse import WatchCollapse
 from fourstage.grpo.config import GRPORunConfig, default_learning_rate
 from fourstage.rl.rewards import random_reward
 
@@ -172,44 +168,3 @@ def test_default_learning_rates():
     ratios = [a / b for a, b in zip(rates, rates[1:], strict=False)]
     assert ratios == pytest.approx([ratios[0]] * 3) and 5 < ratios[0] < 8
     assert default_learning_rate(10**7, adapters=True) == pytest.approx(10 * rates[1])
-
-
-# The watch
-
-
-def watched(*logs, patience=2):
-    """What the watch says about these logs."""
-    watch = WatchCollapse(patience)
-    args = SimpleNamespace(max_completion_length=8)
-    state = SimpleNamespace(is_world_process_zero=True)
-    healthy = {"reward": 0.4, "frac_reward_zero_std": 0.5, "completions/clipped_ratio": 0.1, "entropy": 1.0}
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        for log in logs:
-            watch.on_log(args, state, None, healthy | log)
-    return [str(warning.message) for warning in said]
-
-
-def test_a_healthy_run_is_left_alone():
-    assert watched(*[{}] * 10, {"entropy": 0.2}, {"frac_reward_zero_std": 1.0}, {}, {"frac_reward_zero_std": 1.0}) == []
-
-
-@pytest.mark.parametrize(
-    ("log", "why"),
-    [
-        ({"frac_reward_zero_std": 1.0, "reward": 0.0}, "all completions of a prompt earned the same.*mean reward 0"),
-        ({"completions/clipped_ratio": 1.0}, "reached max_completion_length=8"),
-        ({"entropy": 0.01}, "entropy of the policy is 0.01.*it was 1"),
-    ],
-)
-def test_each_collapse_is_said_once_with_its_cause(log, why):
-    messages = watched({}, {}, *[log] * 6, {}, *[log] * 6)
-    assert len(messages) == 1 and re.search(why, messages[0])
-
-
-def test_only_rollouts_are_watched():
-    watch = WatchCollapse(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        watch.on_log(None, SimpleNamespace(is_world_process_zero=True), None, {"loss": 1.0})
-    assert watch.streaks == {} and watch.first_entropies == []
