@@ -4,13 +4,14 @@ import ctypes
 import difflib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from fourstage.imports import lean_imports, quiet_libraries
+from fourstage.ranges import check_output_dir, check_values, plain, shown
 from fourstage.settings_file import read_yaml, typed_settings
 
 with lean_imports():
@@ -66,7 +67,7 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        check_choice("unreadable", self.unreadable, ("error", "drop"))
+        check_values(self)
 
 
 @dataclass
@@ -99,6 +100,10 @@ class ModelArguments(ModelConfig):
         None, "License of the model you make, for its card: an id that the Hub knows, such as apache-2.0 or other."
     )
 
+    def __post_init__(self):
+        check_values(self)
+        super().__post_init__()
+
 
 @dataclass
 class RunDefaults:
@@ -114,11 +119,15 @@ class RunDefaults:
     torch_compile: bool | None = option(
         None, "Compile the layers of the model. Default: where the run is long enough to earn it back."
     )
+    check_memory: bool = option(
+        True, "Refuse a run whose weights, gradients and optimizer states alone are more than the device has."
+    )
     eval_strategy: str = option("steps", "no, steps or epoch.")
     eval_steps: float | None = option(0.1, "Steps between evaluations, or a share of all steps if below 1.")
     eval_on_start: bool = option(True, "Measure the starting weights too.")
     save_steps: float = option(0.1, "Steps between checkpoints, or a share of all steps if below 1.")
     save_total_limit: int | None = option(1, "Checkpoints kept.")
+    stop_on_divergence: bool = option(False, "End at a warning that the weights go wrong (docs/watching.md).")
 
 
 @dataclass
@@ -159,6 +168,7 @@ class PretrainConfig(RunDefaults, SFTConfig):
     include_num_input_tokens_seen: str = option("all", "Count tokens: all, non_padding or no.")
 
     def __post_init__(self):
+        check_values(self)
         choose_by_device(self)
         super().__post_init__()
 
@@ -185,7 +195,7 @@ class InstructConfig(RunDefaults, SFTConfig):
     include_num_input_tokens_seen: str = option("all", "Count tokens: all, non_padding or no.")
 
     def __post_init__(self):
-        check_choice("overlong", self.overlong, ("drop", "error"))
+        check_values(self)
         choose_by_device(self, checkpointing_on_gpu=True)
         super().__post_init__()
 
@@ -214,7 +224,7 @@ class RewardModelConfig(RunDefaults, RewardConfig):
     include_num_input_tokens_seen: str = option("all", "Count tokens: all, non_padding or no.")
 
     def __post_init__(self):
-        check_choice("overlong", self.overlong, ("drop", "error"))
+        check_values(self)
         choose_by_device(self, checkpointing_on_gpu=True)
         super().__post_init__()
 
@@ -235,12 +245,6 @@ class RewardArguments:
         "random_reward: the same run with coin flips as rewards, the others only reported. Report its gain next to "
         "yours: no reward taught it.",
     )
-
-
-def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
-    """Raises ValueError unless the value of the field `name` is one of those allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} must be {' or '.join(allowed)}")
 
 
 def choose_by_device(config: Any, checkpointing_on_gpu: bool = False) -> None:
@@ -315,13 +319,15 @@ def parse(recipe: str, *types: Any) -> tuple:
     _check_names(flags, known | {f"no_{name}" for name in known} | {"config", "help"}, "--")
     optional = {name for kind in types for name, hint in get_type_hints(kind).items() if hint == bool | None}
     parsed = parser.parse_args_into_dataclasses(_spell_out(arguments, optional))
+    for settings in (vars(part) for part in parsed if hasattr(part, "output_dir")):
+        check_output_dir(settings["output_dir"])
     for model_args in (part for part in parsed if isinstance(part, ModelArguments)):
         model_args.trust_remote_code = any(getattr(part, "trust_remote_code", False) for part in parsed)
     return parsed
 
 
 def _refuse(message: str) -> NoReturn:
-    raise ValueError(f"{message}; --help lists what each flag takes")
+    raise ValueError(f"{plain(message)}; --help lists what each flag takes")
 
 
 def restored(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -362,9 +368,11 @@ def _config_settings(path: Path, types: tuple, known: set[str]) -> dict[str, Any
     values, texts = read_yaml(path)
     _check_names(list(values), known | {"env"}, f"{path}: ")
     env = values.pop("env", {})
-    if not isinstance(env, dict):
-        raise ValueError(f"{path}: env: takes NAME: value lines, got {env!r}")
-    os.environ.update({name: str(value) for name, value in texts.get("env", {}).items()})
+    if not isinstance(env, dict) or not all(str(name).isidentifier() for name in env):
+        raise ValueError(f"{path}: env: takes NAME: value lines, got {shown(env)}")
+    os.environ.update({name: str(value).replace("\0", "") for name, value in texts.get("env", {}).items()})
+    if values.get("output_dir", "") is None:
+        check_output_dir(None)  # transformers would take a folder of its own
     return typed_settings(values, texts, types, f"{path}: ")
 
 
@@ -379,4 +387,4 @@ def _check_names(names: list, known: set[str], where: str) -> None:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {near[0]}?" if near else "see --help"
-            raise ValueError(f"{where}{name}: unknown; {hint}")
+            raise ValueError(f"{where}{plain(str(name), 80)}: unknown; {hint}")

@@ -10,8 +10,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from fourstage.errors import one_line
+from fourstage.ranges import shown
 
+_BOOLS = ("true", "false", "yes", "no", "t", "f", "y", "n", "1", "0")  # as the parser of transformers reads them
 _ALSO_BOOL = ("fsdp", "scale_rewards")  # the libraries take true and false, though their hints say text
+_MOST_VALUES = 100_000
 _NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a number", dict: "a mapping"}
 
 
@@ -23,6 +26,17 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """As YAML has it: a key is in a mapping once. PyYAML lets the last one win."""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
+                if key.value in lines:
+                    raise ValueError(f"{key.value} is there twice, in lines {lines[key.value]} and {line}; keep one")
+                lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$"), list("-+.0123456789")
@@ -33,16 +47,37 @@ def read_yaml(path: Path) -> tuple[dict, dict]:
     """(the values of a YAML file by name, the same with every scalar as it is written: `no`, `007`, `1e-6`).
 
     Raises:
-        ValueError: for a file that is not YAML, or holds anything but `key: value` lines.
+        ValueError: for a file that cannot be read or is not YAML, has a key twice, or holds anything but `key: value`
+            lines.
     """
     try:
         source = path.read_text(encoding="utf-8")
         values, texts = yaml.load(source, _Loader), yaml.load(source, yaml.BaseLoader)
+        _check_size(values)
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deep, or within itself") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: must hold `key: value` lines, got {type(values).__name__}")
     return values, texts
+
+
+def _check_size(values: Any) -> None:
+    """Refuses the few lines of aliases (`b: [*a, *a]`) that stand for more values than any memory holds."""
+    sizes: dict[int, int] = {}
+
+    def size(value: Any) -> int:
+        if not isinstance(value, dict | list):
+            return 1
+        if id(value) not in sizes:
+            sizes[id(value)] = sum(map(size, value.values() if isinstance(value, dict) else value)) + 1
+        return sizes[id(value)]
+
+    if size(values) > _MOST_VALUES:
+        raise ValueError(f"its aliases stand for more than {_MOST_VALUES:,} values")
 
 
 def typed_settings(values: Mapping, texts: Mapping, kinds: Sequence[type], where: str) -> dict[str, Any]:
@@ -98,7 +133,7 @@ def _typed(value: Any, text: Any, accepted: set, hints: dict[str, set], where: s
     names = sorted(
         {_NAMES.get(get_origin(kind) or kind, "text") for kind in items or accepted if kind is not types.NoneType}
     )
-    raise ValueError(f"{where}: takes {'a list of ' if items else ''}{' or '.join(names)}, got {value!r}")
+    raise ValueError(f"{where}: takes {'a list of ' if items else ''}{' or '.join(names)}, got {shown(value)}")
 
 
 def _scalar(value: Any, text: str, accepted: set) -> Any:
@@ -125,7 +160,9 @@ def _scalar(value: Any, text: str, accepted: set) -> Any:
 
 def _from_text(value: str, accepted: set) -> Any:
     """A quoted number as a number; "true" and JSON are left to the parser."""
-    if any(kind is bool or (get_origin(kind) or kind) is dict for kind in accepted):
+    if bool in accepted and value.lower() in _BOOLS:
+        return value
+    if any((get_origin(kind) or kind) is dict for kind in accepted):
         return value
     for kind in (kind for kind in (int, float) if kind in accepted):
         try:

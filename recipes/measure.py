@@ -21,6 +21,7 @@ from pathlib import Path
 
 from fourstage.arguments import DataArguments, restored
 from fourstage.errors import reported_errors
+from fourstage.ranges import number, whole_number
 from fourstage.stages import RECIPES, STAGES
 
 
@@ -34,12 +35,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--stage", choices=RECIPES, help="what to measure (default: as run.json says)")
     parser.add_argument("--dataset_name", help="rows to measure on, all of them (default: what the stage held out)")
     parser.add_argument(
-        "--max_rows", type=int, default=200, help="rows read, from the first (default: 200; of --tasks: 0 for all)"
+        "--max_rows",
+        type=whole_number(0),
+        default=200,
+        help="rows read, from the first (default: 200; of --tasks: 0 for all)",
     )
     parser.add_argument(
-        "--window", type=int, help="tokens a base model sees at once (default: its context, at most 1024)"
+        "--window", type=whole_number(2), help="tokens a base model sees at once (default: its context, at most 1024)"
     )
-    parser.add_argument("--max_new_tokens", type=int, default=128, help="longest answer (default: 128)")
+    parser.add_argument("--max_new_tokens", type=whole_number(1), default=128, help="longest answer (default: 128)")
     parser.add_argument(
         "--unreadable", choices=("error", "drop"), help="rows that cannot be read (default: as the run did)"
     )
@@ -52,28 +56,36 @@ def arguments() -> argparse.Namespace:
     problems.add_argument("--verifier", help="says what is right (default: the first of the run's reward_funcs)")
     problems.add_argument("--format_func", help="says what is in the form wanted, such as think_format")
     problems.add_argument("--begin", default="", help="text that every answer is forced to begin with, such as <think>")
-    problems.add_argument("--samples", type=int, default=4, help="answers sampled of each problem (default: 4)")
-    problems.add_argument("--temperature", type=float, default=1.0, help="of those samples (default: 1)")
-    problems.add_argument("--seed", type=int, default=0, help="of those samples (default: 0)")
+    problems.add_argument(
+        "--samples", type=whole_number(1), default=4, help="answers sampled of each problem (default: 4)"
+    )
+    problems.add_argument(
+        "--temperature", type=number("above 0", lambda x: x > 0), default=1.0, help="of those samples (default: 1)"
+    )
+    problems.add_argument("--seed", type=whole_number(0), default=0, help="of those samples (default: 0)")
     problems.add_argument("--answers", type=Path, help="file for every problem's answer, as JSON lines")
     tasks = parser.add_argument_group("tasks of lm-eval (extra eval)")
     tasks.add_argument("--tasks", metavar="TASK[,TASK...]", help="names of tasks, groups or tags")
     tasks.add_argument("--include_path", type=Path, metavar="DIR", help="folder with .yaml files of tasks of yours")
-    tasks.add_argument("--batch_size", type=int, default=8, help="rows at once (default: 8)")
+    tasks.add_argument("--batch_size", type=whole_number(1), default=8, help="rows at once (default: 8)")
     tasks.add_argument(
         "--apply_chat_template",
         action=argparse.BooleanOptionalAction,
         help="ask through the chat template (default: a tuned model yes, a base model no)",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.tasks and args.max_rows < 1:
+        parser.error("argument --max_rows: 0 stands for all rows of --tasks alone; give at least 1")
+    return args
 
 
 def main(args: argparse.Namespace) -> None:
     from fourstage.models.checkpoint import open_causal_lm, open_classifier
     from fourstage.models.opening import open_tokenizer
-    from fourstage.parent import find_parent
+    from fourstage.parent import find_parent, is_run
 
     record = find_parent(args.model).record
+    record = record if is_run(record) else None
     if args.tasks:
         from fourstage.evaluation.lm_eval import TaskSettings, measure_tasks
 
@@ -115,13 +127,20 @@ def measurement_of(stage: str):
 
 
 def former_row(model: str) -> dict:
-    path = Path(model) / "evaluation.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    from fourstage.artifact.lineage import evaluation_of
+
+    return evaluation_of(Path(model))
 
 
 def write_row(model: str, row: dict) -> None:
-    if Path(model).is_dir():
-        (Path(model) / "evaluation.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    from fourstage.atomic import write_atomically
+
+    path = Path(model) / "evaluation.json"
+    try:
+        if path.parent.is_dir():
+            write_atomically(path, json.dumps(row, indent=1) + "\n")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}); the row is printed above") from None
 
 
 def held_out(args, record: dict | None, model, tokenizer, stage: str, convert=None):
@@ -192,6 +211,11 @@ def asks_for_more(row: dict) -> bool:
     return bool(first.get("tool_calls") or row.get("tools") or row.get("chat_template_kwargs"))
 
 
+def is_code_of_others(reward_func: str) -> bool:
+    """Whether a name in a run.json, which may come from anywhere, would be imported from outside of fourstage."""
+    return "." in reward_func and not reward_func.startswith("fourstage.")
+
+
 def measure_problems(args, record: dict | None, model, tokenizer) -> tuple[dict, list]:
     from transformers import set_seed
 
@@ -202,9 +226,15 @@ def measure_problems(args, record: dict | None, model, tokenizer) -> tuple[dict,
     if record and record["stage"] != "grpo" and not args.dataset_name:
         raise ValueError(f"{args.model} was not tuned on problems; name some with --dataset_name")
     training = settings_of(record) if record and record["stage"] == "grpo" else {}
-    verifier = args.verifier or next(iter(training.get("reward_funcs") or []), None)
+    names = [str(name) for name in training.get("reward_funcs") or []]
+    verifier = args.verifier or next(iter(names), None)
     if verifier is None:
         raise ValueError("no verifier is known; name one with --verifier, such as number")
+    if verifier != args.verifier and is_code_of_others(verifier):
+        raise ValueError(
+            f"run.json of {args.model} names the reward function {verifier}, which would be imported and run; read it, "
+            "and where you trust it name it with --verifier"
+        )
     settings = ProblemSettings(
         verifier=load_reward_func(verifier),
         format_func=load_reward_func(args.format_func) if args.format_func else None,
@@ -213,8 +243,9 @@ def measure_problems(args, record: dict | None, model, tokenizer) -> tuple[dict,
         temperature=args.temperature,
         max_new_tokens=args.max_new_tokens,
     )
-    # The run's own rows and checks, so that what it held out is the same here.
-    functions = [load_reward_func(name) for name in training.get("reward_funcs") or [verifier]]
+    # The run's own rows and checks, so that what it held out is the same here; code of others checks no rows.
+    known = [name for name in names or [verifier] if name == args.verifier or not is_code_of_others(name)]
+    functions = [load_reward_func(name) for name in known]
     convert = problem_format(functions, training.get("unverifiable", "drop"), training.get("system_prompt"))
     rows = list(held_out(args, record, model, tokenizer, "grpo", convert))
     set_seed(args.seed)

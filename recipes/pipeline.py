@@ -29,6 +29,7 @@ from fourstage.atomic import write_atomically
 from fourstage.demo.clock import CHAIN, Clock, duration, minutes_here, say
 from fourstage.errors import reported_errors
 from fourstage.imports import lean_imports, quiet_libraries, set_waiting
+from fourstage.ranges import whole_number
 from fourstage.stages import STAGES, parents_of
 
 if TYPE_CHECKING:
@@ -52,8 +53,13 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default="demo", choices=models, help="folder in recipes/configs (default: demo)")
     add("--output_dir", type=Path, help="where all of it goes (default: runs/MODEL, with --fast runs/MODEL-fast)")
-    add("--seed", type=int, default=0, help="of weights, order and samples (default: 0)")
-    add("--seeds", type=int, default=1, help="chains, from --seed on, each in a folder of its own (default: 1)")
+    add("--seed", type=whole_number(0), default=0, help="of weights, order and samples (default: 0)")
+    add(
+        "--seeds",
+        type=whole_number(1),
+        default=1,
+        help="chains, from --seed on, each in a folder of its own (default: 1)",
+    )
     add("--stages", nargs="+", choices=CHAIN, metavar="STAGE", help=f"of {', '.join(CHAIN)} (default: all)")
     add("--pairs", type=Path, metavar="FILE", help="choices of `fourstage prefer`: reward and ppo learn from them")
     add("--fast", action="store_true", help="a few steps a stage: shows that all runs, not that anything is learned")
@@ -62,8 +68,6 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.output_dir = args.output_dir or Path("runs") / (args.model + ("-fast" if args.fast else ""))
     args.stages = args.stages or (["reward", "ppo"] if args.pairs else CHAIN)
-    if args.seeds < 1:
-        parser.error(f"--seeds {args.seeds}: at least 1")
     if args.pairs and (args.seeds > 1 or {*args.stages} - {"reward", "ppo"}):
         parser.error("--pairs: one seed, and --stages reward, ppo or both")
     return args

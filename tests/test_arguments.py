@@ -91,7 +91,7 @@ VALUES = [
     ("packing: 0", False),
     ("packing: 'false'", False),
     ("bf16: no", False),
-    ("vocab_size: 1.28e2", 128),
+    ("vocab_size: 5.12e2", 512),
 ]
 
 

@@ -22,6 +22,7 @@ from fourstage.evaluation.reward_model import score_conversations
 from fourstage.models.opening import open_tokenizer
 from fourstage.models.random_init import random_causal_lm
 from fourstage.parent import read_record, weights_hash
+from fourstage.ranges import whole_number
 
 
 def measure_stage(chain: Path, stage: str, seed: int, number: int) -> dict[str, Any]:
@@ -120,8 +121,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chain", type=Path, help="folder with a folder for each stage")
     parser.add_argument("stage", choices=(*TUNED, "reward"))
-    parser.add_argument("--seed", type=int, default=0, help="of the sampled answers")
-    parser.add_argument("--items", type=int, default=500, help="of each kind")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the sampled answers")
+    parser.add_argument("--items", type=whole_number(1), default=500, help="of each kind")
     args = parser.parse_args()
     logging.disable_progress_bar()  # of loading weights
     keep_memory()

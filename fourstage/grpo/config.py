@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import trl
 
-from fourstage.arguments import RewardArguments, RunDefaults, check_choice, choose_by_device, option
+from fourstage.arguments import RewardArguments, RunDefaults, choose_by_device, option
+from fourstage.ranges import check_values
 
 
 @dataclass
@@ -35,6 +36,7 @@ class GRPOConfig(trl.GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        check_values(self)
         choose_by_device(self, checkpointing_on_gpu=True)
         self._check_group_size()
         super().__post_init__()
@@ -43,8 +45,9 @@ class GRPOConfig(trl.GRPOConfig):
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         steps = self.steps_per_generation or self.gradient_accumulation_steps
         batch = self.generation_batch_size or self.per_device_train_batch_size * steps * processes
-        fitting = [n for n in range(2, batch + 1) if batch % n == 0]
-        if self.num_generations not in fitting:
+        given = self.num_generations or 0
+        if given < 2 or batch % given:
+            fitting = [n for n in range(2, min(batch, 4_096) + 1) if batch % n == 0]
             which = ", ".join(map(str, fitting)) or "none: raise per_device_train_batch_size"
             raise ValueError(
                 f"num_generations={self.num_generations} must divide the {batch} completions of a step "
@@ -73,8 +76,6 @@ class GRPORunConfig(RunDefaults, RewardArguments, GRPOConfig):
     eval_steps: float | None = option(0.25, "Steps between evaluations, or a share of all steps if below 1.")
 
     def __post_init__(self) -> None:
-        check_choice("overlong", self.overlong, ("drop", "error"))
-        check_choice("unverifiable", self.unverifiable, ("error", "drop"))
         rate = self.learning_rate
         self.learning_rate = rate or 1e-6  # transformers refuses None; `fourstage.resolve` fills it by the model's size
         super().__post_init__()

@@ -1,6 +1,7 @@
 """Adapters (LoRA) on a model, quantised or not (QLoRA), and how they are merged into the whole model at the end."""
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -8,7 +9,7 @@ from typing import Any, Protocol, cast
 import torch
 from accelerate.utils import DistributedType, is_peft_model
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.utils import is_bitsandbytes_available
 from trl import get_peft_config
 
@@ -56,6 +57,36 @@ def check_adapters(model_args: ModelArguments, scores: bool = False) -> None:
     if model_args.model_name_or_path:
         load_in = quantised[0] if quantised else None
         check_openable(model_args.model_name_or_path, scores, load_in, **loading_options(model_args))
+
+
+def check_targets(model_args: ModelArguments, config: PreTrainedConfig) -> None:
+    """Raises ValueError for an adapter's target that names nothing in a model of this configuration.
+
+    PEFT would find it when the model is loaded, and then only if no target at all is there.
+    """
+    fields = ("lora_target_modules", "lora_target_parameters", "lora_modules_to_save")
+    given = {name: getattr(model_args, name) for name in fields}
+    if not model_args.use_peft or not any(given.values()) or given["lora_target_modules"] == "all-linear":
+        return
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=model_args.trust_remote_code)
+    parts = [name for name, _ in model.named_modules()] + ["score", "classifier"]
+    weights = [name for name, _ in model.named_parameters()]
+    for field, targets in given.items():
+        names = weights if field == "lora_target_parameters" else parts
+        for target in [targets] if isinstance(targets, str) else targets or []:
+            if not any(_is_target(name, target) for name in names):
+                own = {name.rpartition(".")[0] for name, weight in model.named_parameters() if weight.ndim == 2}
+                last = ", ".join(sorted({name.rpartition(".")[2] for name in own}))
+                raise ValueError(f"{field}={target!r} names nothing in this model; its matrices are {last}")
+
+
+def _is_target(name: str, target: str) -> bool:
+    """As PEFT has it: the end of a name, or a regular expression for all of it."""
+    try:
+        return name == target or name.endswith(f".{target}") or re.fullmatch(target, name) is not None
+    except re.error:
+        return False
 
 
 def adapter_config(

@@ -107,6 +107,20 @@ def exact_config(
     return _instantiate(config_class, fields | pins)
 
 
+def check_overrides(model_type: str, overrides: Mapping[str, Any]) -> None:
+    """Raises ValueError for a type that is not a causal model, and for overrides that are not fields of it, or that
+    the tokenizer decides."""
+    config_class = _config_class(model_type)
+    given = _canonical(config_class, overrides)
+    for name in ("vocab_size", *(f"{token}_token_id" for token in _SPECIAL)):
+        own_name = config_class.attribute_map.get(name, name)
+        if own_name in given:
+            raise ValueError(
+                f"config_overrides: {own_name}={given[own_name]!r} comes from the tokenizer (--vocab_size, or "
+                "--tokenizer_name); leave it out"
+            )
+
+
 def sized_config(
     model_type: str,
     num_parameters: int,

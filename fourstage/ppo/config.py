@@ -1,11 +1,11 @@
 """Settings of PPO: TRL's GRPOConfig with fields for the critic and the reward per token, less what PPO cannot use."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from trl import GRPOConfig
 
-from fourstage.arguments import RewardArguments, RunDefaults, check_choice, choose_by_device, option
+from fourstage.arguments import RewardArguments, RunDefaults, choose_by_device, option
+from fourstage.ranges import Range, check_values
 
 
 @dataclass
@@ -47,8 +47,9 @@ class PPOConfig(GRPOConfig):
     save_value_model: bool = option(True, "Save the critic in value/ with the policy.")
 
     def __post_init__(self) -> None:
-        choose_by_device(self, checkpointing_on_gpu=True)
+        check_values(self, logging_steps=Range("0 or more", lambda x: x >= 0))
         _check_fields(self)
+        choose_by_device(self, checkpointing_on_gpu=True)
         # GRPO refuses groups of one, since it compares completions within a group; PPO compares with the critic. So
         # GRPO's own check sees a number that divides the batch, and the true number is put back afterwards.
         group_size, logging_steps = self.num_generations, self.logging_steps
@@ -105,10 +106,6 @@ class PPORunConfig(RunDefaults, RewardArguments, PPOConfig):
     )
     eval_steps: float | None = option(0.25, "Steps between evaluations, or a share of all steps if below 1.")
 
-    def __post_init__(self) -> None:
-        check_choice("overlong", self.overlong, ("drop", "error"))
-        super().__post_init__()
-
 
 _ALLOWED: dict[str, tuple[tuple, str]] = {
     "kl_estimator": (("k1", "k3"), "k1 is the gradient of the reverse KL"),
@@ -126,17 +123,8 @@ def _check_fields(config: PPOConfig) -> None:
         value = getattr(config, name)
         if value not in allowed:
             raise ValueError(f"{name}={value!r} must be {' or '.join(map(str, allowed))} for PPO: {why}")
-    ranges: dict[str, tuple[bool, Any]] = {
-        "num_generations": (config.num_generations is not None and config.num_generations >= 1, "at least 1"),
-        "num_iterations": (config.num_iterations >= 1, "at least 1"),
-        "beta": (config.beta >= 0, "0 or more"),
-        "gamma": (0 <= config.gamma <= 1, "between 0 and 1"),
-        "lam": (0 <= config.lam <= 1, "between 0 and 1"),
-        "cliprange_value": (config.cliprange_value is None or config.cliprange_value > 0, "above 0, or none"),
-    }
-    for name, (fits, allowed_range) in ranges.items():
-        if not fits:
-            raise ValueError(f"{name}={getattr(config, name)} must be {allowed_range}")
+    if config.num_generations is None:
+        raise ValueError("num_generations=None must be at least 1")
     limits = config.reward_clip_range
     if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
         raise ValueError(f"reward_clip_range={limits} must be two numbers, the lower one first")
