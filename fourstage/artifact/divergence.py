@@ -215,7 +215,7 @@ class Divergence(TrainerCallback):
         if PartialState().num_processes > 1:
             sign = broadcast_object_list([sign])[0]  # logs of rewards may differ in the last digit
         if sign is not None:
-            self._stop(sign.step, f"{sign.message.split(';')[0]} (stop_on_divergence)", "")
+            self._stop(sign.step, f"{sign.message.rsplit('; ', 1)[0]} (stop_on_divergence)", "")
 
     def _settings(self) -> Settings:
         args, config = cast(Any, self.trainer.args), cast(Any, self.trainer.model).config.get_text_config()
