@@ -38,14 +38,18 @@ def imports(path):
 
 MAY_IMPORT = {
     "stages": "",
-    "errors": "",
+    "signals": "",
+    "errors": "printing signals",
+    "children": "signals",
     "atomic": "",
+    "printing": "",
     "shipped": "",
     "verifiers": "",
     "launch": "",
+    "memory": "",
     "report": "atomic stages",
     "parent": "stages",
-    "chain": "parent stages",
+    "chain": "children parent stages",
     "ranges": "",
     "settings_file": "errors ranges",
     "imports": "",
@@ -54,7 +58,7 @@ MAY_IMPORT = {
     "models": "arguments errors parent",
     "data": "arguments errors models verifiers",
     "evaluation": "errors models stages verifiers",
-    "artifact": "arguments atomic data errors models parent stages",
+    "artifact": "arguments atomic data errors memory models parent signals stages",
     "pretraining": "arguments data evaluation models optim",
     "rl": "data evaluation models parent verifiers",
     "instruction": "models",
@@ -64,12 +68,14 @@ MAY_IMPORT = {
     "resolve": "arguments data grpo models optim ppo pretraining speed",
     "plan": "arguments data errors grpo imports instruction models optim parent ppo pretraining resolve rl "
     "settings_file shipped speed",
-    "speaking": "models parent",
+    "speaking": "errors models parent printing",
     "chat": "data errors evaluation models parent prefer speaking stages web",
-    "demo": "arguments artifact atomic data evaluation imports models parent ranges rl stages verifiers",
+    "demo": "arguments artifact atomic data evaluation imports models parent ranges rl signals stages verifiers",
     "web": "",
     "prefer": "arguments atomic data errors evaluation models parent rl speaking web",
-    "cli": "artifact chat imports plan prefer report shipped",
+    "doctor": "arguments artifact data errors evaluation imports instruction models parent plan ppo pretraining printing resolve rl "
+    "shipped verifiers",
+    "cli": "artifact chat doctor imports plan prefer printing report shipped",
 }
 # All that these may import beside the standard library and themselves.
 KNOWS_ONLY = {

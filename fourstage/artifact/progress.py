@@ -23,6 +23,7 @@ from fourstage.artifact.overview import overview
 from fourstage.artifact.run import Run
 from fourstage.artifact.saving import CleanRun, EndAsInOnePiece
 from fourstage.atomic import write_atomically
+from fourstage.memory import check_memory
 from fourstage.stages import STAGES
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ class ShowOverview(TrainerCallback):
 
 def watch(trainer: Trainer, run: Run) -> None:
     """Gives a recipe's trainer what all of them need: `CleanRun`, and what a person sees."""
+    check_memory(trainer)
     trainer.add_callback(CleanRun(run, trainer.args))
     trainer.add_callback(EndAsInOnePiece(run, trainer))
     trainer.add_callback(ShowOverview(run, trainer))
