@@ -312,8 +312,13 @@ def read_record(folder: str | Path) -> dict | None:
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is broken ({error}); mend it, or remove the folder") from None
-    ours = isinstance(record, dict) and isinstance(record.get("status"), str) and record.get("stage") in _STAGE_NAMES
-    return record if ours else None
+    return record if isinstance(record, dict) and _reads_as_ours(record) else None
+
+
+def _reads_as_ours(record: dict) -> bool:
+    arguments = record.get("arguments", {})
+    groups = isinstance(arguments, dict) and all(isinstance(group, dict) for group in arguments.values())
+    return groups and isinstance(record.get("status"), str) and record.get("stage") in _STAGE_NAMES
 
 
 def weights_hash(name: str) -> str | None:
@@ -357,7 +362,7 @@ def _record_on_hub(name: str, revision: str | None) -> dict | None:
         record = json.loads(Path(hf_hub_download(name, "run.json", revision=revision)).read_text(encoding="utf-8"))
     except Exception:  # of a dozen types; a model from elsewhere has none, and that is not a failure
         return None
-    return record if is_run(record) else None
+    return record if is_run(record) and _reads_as_ours(record) else None
 
 
 def _commit(name: str, revision: str | None) -> str | None:

@@ -21,8 +21,8 @@ def summary(parent: Parent) -> dict:
         {
             **record,
             "name": parent.name if parent.on_hub else Path(parent.name).name,
-            "license": record.get("arguments", {}).get("model", {}).get("model_license"),
-            "metrics": measured(record.get("metrics") or {}, evaluation),
+            "license": _mapping(_mapping(record.get("arguments")).get("model")).get("model_license"),
+            "metrics": measured(_mapping(record.get("metrics")), evaluation),
             "hub": hub or record.get("hub"),
         }
     )
@@ -35,6 +35,10 @@ def lineage(parent: Parent | None) -> list[dict]:
     before = (parent.record or {}).get("lineage")
     before = before if isinstance(before, list) else []
     return [*(_plain(entry) for entry in before if isinstance(entry, dict)), summary(parent)]
+
+
+def _mapping(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}
 
 
 def _plain(entry: dict) -> dict:
@@ -79,9 +83,12 @@ def _kind_of_data(name: str) -> str:
 
 
 def evaluation_of(folder: Path) -> dict:
-    """What recipes/measure.py left in a folder, or nothing."""
+    """What recipes/measure.py left in a folder, or nothing; ValueError where the file is broken."""
     file = folder / "evaluation.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        return _mapping(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is broken ({error}); delete it, or measure the model again") from None
 
 
 _NO_MEASUREMENT = re.compile(r"(runtime|_per_second|total_flos|epoch|num_tokens|num_input_tokens_seen)$")

@@ -48,11 +48,11 @@ def new_record(
         "training": training_args.to_dict(),
         "model": dataclasses.asdict(model_args),
     }
-    return {
+    record = {
         "status": "running",
         "stage": stage,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": redact(shlex.join(["accelerate", "launch", *sys.argv])),
+        "command": shlex.join(["accelerate", "launch", *sys.argv]),
         "seed": training_args.seed,
         "git_sha": git_sha(),
         "processes": PartialState().num_processes,
@@ -65,9 +65,10 @@ def new_record(
         "datasets": named_data(data_args),
         "data": None,
         "row_hashes": None,
-        "arguments": json.loads(redact(json.dumps(arguments, default=str))),
+        "arguments": arguments,
         "resolved": sorted(resolved),
     }
+    return json.loads(redact(json.dumps(record, default=str)))
 
 
 def engine(training_args: TrainingArguments) -> str:

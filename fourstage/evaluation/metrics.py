@@ -233,7 +233,11 @@ def _sample(
 
 def _rewards(function: Callable, completions: list[str], problems: Sequence[dict], opening: str = "") -> list:
     columns = {name: [row[name] for row in problems] for name in problems[0] if name != "prompt"}
-    return call_reward(function, completions, columns, opening, [row["prompt"] for row in problems])
+    rewards = call_reward(function, completions, columns, opening, [row["prompt"] for row in problems])
+    if len(rewards) != len(completions):
+        name = getattr(function, "__name__", type(function).__name__)
+        raise ValueError(f"{name} gave {len(rewards)} rewards for {len(completions)} answers; each needs one")
+    return rewards
 
 
 def _check(answers: list[dict], problems: Sequence[dict], settings: ProblemSettings, name: str, opening: str) -> None:

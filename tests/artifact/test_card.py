@@ -154,7 +154,7 @@ def test_a_card_that_a_person_changed_is_pushed_as_it_is(tmp_path):
 
 def test_a_parent_s_record_is_not_trusted(tmp_path):
     bad = {"repo_id": "x](javascript:alert(1))", "commit": "<b>"}
-    record = record_with(stage=["x"], parameters="1", seed=None, hub=bad, datasets=[1, {"kind": "hub", "name": "<b>"}])
+    record = record_with(parameters="1", seed=None, hub=bad, datasets=[1, {"kind": "hub", "name": "<b>"}])
     (tmp_path / "run.json").write_text(json.dumps(record | {"metrics": {"a": "x", "b": 1.0}}))
     short = summary(find_parent(str(tmp_path)))
     assert (short["parameters"], short["hub"], short["datasets"], short["metrics"]) == (None, None, [], {"b": 1.0})
