@@ -2,12 +2,12 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import yaml
 
+from fourstage.children import child
 from fourstage.parent import read_record
 from fourstage.stages import DEMO_MINUTES, STAGES, parents_of
 
@@ -38,7 +38,8 @@ def make_missing_parents(recipe: Path) -> None:
         config = recipe.parent / "configs" / "demo" / f"{name}.yaml"
         command = [sys.executable, str(recipe.parent / f"{STAGES[name].recipe}.py"), "--config", str(config)]
         print(f"$ {' '.join(command)}", flush=True)
-        done = subprocess.run(command, env=environment_without_launcher(), check=False)
+        with child(command, env=environment_without_launcher()) as done:
+            pass  # until it ends
         if done.returncode:
             raise SystemExit(done.returncode)
 

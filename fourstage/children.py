@@ -47,7 +47,7 @@ def child(words: Sequence[str], **options: Any) -> Generator[subprocess.Popen]:
         signals.end(signals.asked())
 
 
-def run(words: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+def run_child(words: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs a program to its end, as subprocess.run does; what it writes is kept as text."""
     with child(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
         out, err = process.communicate()

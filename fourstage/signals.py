@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ _LAUNCHERS = {  # what starts a recipe, and how a person types it
     "torch.distributed.run": "torchrun",
     **{f"{name}.py": None for name in ("pipeline", "pretrain", "sft", "reward", "ppo", "grpo")},
 }
+_LAUNCHERS_WORDS = 5.0  # seconds that `accelerate launch` may take to die of the same Ctrl-C
 _LOOK = 1.0  # seconds between two looks at whether the launcher is still there
 
 
@@ -66,7 +68,7 @@ def ended_by_signals(words: str = "ended by {signal}") -> Generator[None]:
     program = _Program(words, ttys=[fd for fd in (1, 2) if os.isatty(fd)], wakeup=(read, write))
     before = {n: signal.signal(n, _heard) for n in ENDING if signal.getsignal(n) not in (signal.SIG_IGN, None)}
     wakeup_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    _program, listener = program, threading.Thread(target=_listen, args=(program, read), daemon=True)
+    _program, listener = program, threading.Thread(target=_listen, args=(program, read, _launchers()), daemon=True)
     listener.start()
     try:
         yield
@@ -76,15 +78,16 @@ def ended_by_signals(words: str = "ended by {signal}") -> Generator[None]:
         program.over = True
         if not isinstance(error, SystemExit):
             program.words += f" ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        _wait_for_launcher(program)
         say(program.words.replace("{signal}", _name(program.asked)))
         raise SystemExit(128 + program.asked) from None
     finally:
-        _program = None
+        os.write(write, b"\0")
+        listener.join()
         signal.set_wakeup_fd(wakeup_before)
         for number, handler in before.items():
             signal.signal(number, handler)
-        os.write(write, b"\0")
-        listener.join()
+        _program = None
         os.close(read)
         os.close(write)
 
@@ -155,17 +158,16 @@ def _heard(*_: object) -> None:
     """Python's own part of a signal: nothing, as the thread has heard of it by the file descriptor."""
 
 
-def _listen(program: _Program, read: int) -> None:
-    launchers = _launchers()
+def _listen(program: _Program, read: int, launchers: list["psutil.Process"]) -> None:
     while True:
         if select.select([read], [], [], _LOOK)[0]:
             numbers = os.read(read, 64)
-            if 0 in numbers:
-                return
             # Those that came together are one request: some launchers hand on what the whole group got.
             ours = [n for n in numbers if n in ENDING and signal.getsignal(n) is _heard]
             if ours:
                 _take(program, ours[0])
+            if 0 in numbers:
+                return
         elif launchers and _gone(launchers):
             launchers = []
             if not program.asked:
@@ -190,6 +192,16 @@ def _take(program: _Program, number: int) -> None:
 def _flush() -> None:
     with suppress(Exception):
         sys.stdout.flush()
+
+
+def _wait_for_launcher(program: _Program) -> None:
+    """`accelerate launch` of one process dies of a Ctrl-C with a traceback; what is said here stands below it."""
+    launchers = _launchers()[:1]
+    if program.asked != signal.SIGINT or not launchers or "LOCAL_RANK" in os.environ:
+        return
+    until = time.monotonic() + _LAUNCHERS_WORDS
+    while time.monotonic() < until and not _gone(launchers):
+        time.sleep(0.05)
 
 
 def _end_children() -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from contextlib import nullcontext
 
 import pytest
 import yaml
@@ -73,7 +74,7 @@ def test_what_is_made_is_told_with_its_minutes(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     commands = []
     monkeypatch.setattr(
-        subprocess, "run", lambda words, **_: commands.append(words) or subprocess.CompletedProcess(words, 0)
+        chain, "child", lambda words, **_: nullcontext(commands.append(words) or subprocess.CompletedProcess(words, 0))
     )
     chain.make_missing_parents(RECIPES / "reward.py")
     said = capsys.readouterr().out
@@ -81,7 +82,7 @@ def test_what_is_made_is_told_with_its_minutes(monkeypatch, tmp_path, capsys):
     assert [words[1:] for words in commands] == [
         [str(RECIPES / f"{name}.py"), "--config", str(CONFIGS / f"{name}.yaml")] for name in ("pretrain", "sft")
     ]
-    monkeypatch.setattr(subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, 2))
+    monkeypatch.setattr(chain, "child", lambda words, **_: nullcontext(subprocess.CompletedProcess(words, 2)))
     with pytest.raises(SystemExit) as stopped:
         chain.make_missing_parents(RECIPES / "reward.py")
     assert stopped.value.code == 2
