@@ -26,10 +26,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourstage.atomic import write_atomically
+from fourstage.children import child, run_child
 from fourstage.demo.clock import CHAIN, Clock, duration, minutes_here, say
 from fourstage.errors import reported_errors
 from fourstage.imports import lean_imports, quiet_libraries, set_waiting
 from fourstage.ranges import whole_number
+from fourstage.signals import last_words
 from fourstage.stages import STAGES, parents_of
 
 if TYPE_CHECKING:
@@ -196,17 +198,13 @@ def run_recipe(words: list[str], log: Path, clock: Clock, processes: int) -> Non
     typed = [word.removeprefix(f"{Path.cwd()}/") for word in words[3 if launched else 1 :]]  # as from this folder
     say(f"$ {'accelerate launch' if launched else 'python'} {shlex.join(typed)}")
     one = {} if launched else {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(threads_of(processes))}
-    process = subprocess.Popen(
-        words,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **one},
-    )
-    with log.open("ab") as out:
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", **one}
+    with log.open("ab") as out, child(words, env=env, **options) as process:
         while chunk := os.read(process.stdout.fileno(), 65536):
             out.write(chunk)
             clock.show(chunk.decode("utf-8", "replace"))
-    if process.wait():
+    if process.returncode:
         last = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace").strip())[-15:]
         why = f"{clock.stage} failed with exit code {process.returncode}; all that it wrote: {log}"
         raise SystemExit("\n".join(["", *last, "", why]))
@@ -301,13 +299,7 @@ def measure_stage(args: argparse.Namespace, folder: Path, seed: int, stage: str)
     """Measures one stage in a process of its own; returns its name."""
     items = FAST_ITEMS if args.fast else ITEMS
     words = ["-m", "fourstage.demo", folder, stage, "--seed", seed, "--items", items]
-    done = subprocess.run(
-        [sys.executable, *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": str(threads_of(2))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_child([sys.executable, *map(str, words)], env={**os.environ, "OMP_NUM_THREADS": str(threads_of(2))})
     if done.returncode:
         raise SystemExit(f"measuring {stage} failed\n{done.stderr[-3000:]}")
     return stage
@@ -355,8 +347,6 @@ def show_checks(done: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        with reported_errors():
-            sys.exit(main(arguments()))
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on from here")
+    with reported_errors():
+        last_words("stopped by {signal}; the same command goes on from here")
+        sys.exit(main(arguments()))
