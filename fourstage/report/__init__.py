@@ -33,14 +33,18 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     Returns:
         The path of the page. An older page is replaced in one step.
     Raises:
-        ValueError: if the folder contains no run, stages.json is broken, or `output` is a folder.
+        ValueError: if the folder contains no run, stages.json is broken, or `output` is a folder or cannot be written.
     """
+    source = read_source(Path(folder))
     output = Path(output) if output else Path(folder) / "report.html"
     if output.is_dir():
         raise ValueError(f"{output} is a folder; name the file to write, such as {output / 'report.html'}")
-    page = _page(read_source(Path(folder)))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, page)
+    page = _page(source)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, page)
+    except OSError as error:
+        raise ValueError(f"{output} cannot be written ({error.strerror}); name another file with --output") from None
     return output
 
 

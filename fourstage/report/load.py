@@ -8,6 +8,7 @@ from pathlib import Path
 from fourstage.stages import STAGES
 
 _LONGEST = 4_000  # characters of any one string: a runaway answer must not fill the page
+_LARGEST = 1e100  # of numbers: beyond it is no measurement, and axes overflow
 _FINAL_CODES = "".join(chr(plane * 0x10000 + last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
 # What HTML must not contain, and what changes the direction of the text around it. Tab and newline are allowed.
 _UNPRINTABLE = re.compile(
@@ -66,8 +67,10 @@ def read_source(folder: Path) -> Source:
     Raises:
         ValueError: if the folder contains no run, or a stages.json that cannot be read.
     """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; name a folder of runs, such as runs/demo, or one run's folder")
+    if not _is_there(folder) or not folder.is_dir():
+        raise ValueError(
+            f"{str(folder)[:200]} is not a folder; name a folder of runs, such as runs/demo, or one run's folder"
+        )
     if (folder / "run.json").is_file():
         run = _read_single(folder)
         return Source(folder, {stage: [run] if stage == run.stage else [] for stage in STAGES}, None, single=True)
@@ -85,6 +88,13 @@ def read_source(folder: Path) -> Source:
     return Source(folder, runs, table, single=False)
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or has a character that no name may have
+        return False
+
+
 def read_table(path: Path) -> dict | None:
     """The content of stages.json, or None without the file.
 
@@ -96,7 +106,7 @@ def read_table(path: Path) -> dict | None:
     fix = "delete it and run the pipeline again, which writes a new one"
     try:
         table = _load(path)
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); {fix}") from None
     if not isinstance(table, dict):
         raise ValueError(f"{path} holds a {type(table).__name__}, not an object; {fix}")
@@ -185,8 +195,14 @@ def _table_problem(table: dict) -> str | None:
         answers = [answer for row in table["rows"] for answer in row.get("answers") or []]
         problems += [_misfit(answer, {}, "an answer") for answer in answers]
         problems += [_misfit(table.get("reward_model") or {}, {"metrics": (dict, None)}, "'reward_model'")]
-        problems += [None if isinstance(name, str) else "'folders' must name folders" for name in table["folders"]]
+        problems += [None if _is_within(name) else "'folders' must name folders below it" for name in table["folders"]]
     return next((problem for problem in problems if problem), None)
+
+
+def _is_within(name: object) -> bool:
+    """Whether an entry of `folders` leads to a place below the folder of stages.json."""
+    parts = Path(name).parts if isinstance(name, str) and "\0" not in name else ("..",)
+    return not Path(*parts).is_absolute() and ".." not in parts and all(len(part) < 256 for part in parts)
 
 
 def _misfit(entry: object, shape: Shape, where: str) -> str | None:
@@ -207,7 +223,7 @@ def _load_object(path: Path, needed: str, notes: list[str]) -> dict:
         return {}
     try:
         value = _load(path)
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         notes.append(f"{path.name} cannot be read: it is not valid JSON ({error}).")
         return {}
     if not isinstance(value, dict) or needed not in value:
@@ -241,9 +257,13 @@ def _load(path: Path) -> object:
 
 
 def _clean(value: object) -> object:
-    """The value with every string made fit for a page: cut if too long, U+FFFD for unprintable characters."""
+    """The value fit for a page: strings cut if too long, with U+FFFD for unprintable characters; None for numbers that
+    are not finite, or as good as that.
+    """
     if isinstance(value, str):
         return _UNPRINTABLE.sub("\ufffd", cut(value, _LONGEST))
+    if isinstance(value, int | float) and not -_LARGEST <= value <= _LARGEST:  # a NaN too
+        return None
     if isinstance(value, list):
         return [_clean(item) for item in value]
     if isinstance(value, dict):

@@ -316,6 +316,34 @@ def test_folders_without_a_run_are_errors(tmp_path):
         write_report(tmp_path / "odd")
 
 
+@pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "1e308", "-1e308", "NaN", "Infinity", "1e400"])
+def test_numbers_that_measure_nothing_are_dashes(tmp_path, number):
+    """Wherever a file has a number: integers of 400 digits are no floats, and axes overflow at their ends."""
+    folder = pipeline(tmp_path / "run")
+    for path in (*folder.rglob("run.json"), *folder.rglob("trainer_state.json"), folder / "stages.json"):
+        written = re.sub(r"(?<=: )-?\d+(\.\d+)?(?=[,}\]])", number, path.read_text())
+        assert number in written
+        path.write_text(written)
+    page = read(write_report(folder))
+    assert "–" in words_of(page) and "9999999" not in words_of(page)
+
+
+@pytest.mark.parametrize("name", ["../../..", "/etc", "a/../../b", "x" * 5_000])
+def test_a_table_names_folders_below_it_alone(tmp_path, name):
+    folder = pipeline(tmp_path / "run")
+    (folder / "stages.json").write_text(json.dumps(table() | {"folders": [name]}))
+    with pytest.raises(ValueError, match="stages.json: 'folders' must name folders below it; delete it"):
+        write_report(folder)
+
+
+def test_names_that_no_folder_can_have_and_places_that_cannot_be_written(tmp_path):
+    with pytest.raises(ValueError, match="is not a folder"):
+        write_report(tmp_path / ("x" * 5_000))
+    folder = pipeline(tmp_path / "run")
+    with pytest.raises(ValueError, match="cannot be written .*; name another file with --output"):
+        write_report(folder, tmp_path / "run" / "stages.json" / "page.html")  # a file is in the way
+
+
 # What the numbers do not show
 
 
