@@ -30,6 +30,7 @@ _LAUNCHERS = {  # what starts a recipe, and how a person types it
     **{f"{name}.py": None for name in ("pipeline", "pretrain", "sft", "reward", "ppo", "grpo")},
 }
 _LAUNCHERS_WORDS = 5.0  # seconds that `accelerate launch` may take to die of the same Ctrl-C
+_PATIENCE = 2.0  # seconds that children have to end by themselves
 _LOOK = 1.0  # seconds between two looks at whether the launcher is still there
 
 
@@ -207,10 +208,12 @@ def _wait_for_launcher(program: _Program) -> None:
 def _end_children() -> None:
     import psutil
 
-    with suppress(psutil.Error):
-        for child in psutil.Process().children(recursive=True):
+    children = psutil.Process().children(recursive=True)
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for child in children:
             with suppress(psutil.Error):
-                child.terminate()
+                end(child)
+        children = psutil.wait_procs(children, timeout=_PATIENCE)[1]
 
 
 def _name(number: int) -> str:
