@@ -141,7 +141,7 @@ def _flaw(file: Path) -> str | None:
             json.loads(file.read_text(encoding="utf-8"))
         elif file.suffix == ".safetensors" and file.stat().st_size != (size := _safetensors_size(file)):
             return f"has {file.stat().st_size:,} of {size:,} bytes"
-        elif file.suffix in (".pt", ".pth"):
+        elif file.suffix in (".pt", ".pth", ".bin"):
             zipfile.ZipFile(file).close()  # reads the directory, which is at its end
     except (ValueError, KeyError, TypeError, zipfile.BadZipFile, RecursionError):
         return "is damaged"

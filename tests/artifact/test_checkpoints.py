@@ -9,8 +9,11 @@ import pytest
 import torch
 from helpers import SMALL_RUN, TINY, cut_off, files_in, record_of, run_here, tensors_of, write_texts
 from safetensors.torch import save_file
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from fourstage.artifact import checkpoints
+from fourstage.artifact.run import Run
+from fourstage.artifact.saving import CleanRun
 from fourstage.atomic import write_through
 
 FLAGS = ["--max_length=64", "--save_total_limit=5", "--max_steps=6", "--lr_scheduler_type=constant"]
@@ -215,6 +218,18 @@ def test_a_folder_that_cannot_be_synced_is_no_failure(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", as_on_some_network)
     write_through(tmp_path)
+
+
+def test_a_checkpoint_about_to_be_written_over_does_not_count(unfinished):
+    """Else a kill in the middle leaves new files under the old list."""
+    folder, _ = unfinished
+    args = TrainingArguments(output_dir=str(folder / "checkpoints"), save_total_limit=1, use_cpu=True)
+    callback = CleanRun(Run(folder, record_of(folder), None, True), args)
+    assert args.save_total_limit is None  # the trainer removes none
+    for step, save in ((4, False), (6, True)):
+        callback.on_step_end(args, TrainerState(global_step=step), TrainerControl(should_save=save))
+    whole = [path.name for path in checkpoints.numbered(folder) if checkpoints.was_whole(path)]
+    assert whole == ["checkpoint-2", "checkpoint-4"]
 
 
 def left_after(tmp_path, steps, newest, limit, best=None):

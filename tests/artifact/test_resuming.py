@@ -56,14 +56,21 @@ def test_pretraining(data, tmp_path, step):
     assert not (tmp_path / "run" / "checkpoints" / "checkpoint-6").exists()
 
 
-@pytest.mark.parametrize("epochs", [1, 0.5])
-def test_epochs_that_were_all_trained(base, tmp_path, epochs):
-    """57 rows: a whole epoch has 15 steps; then the trainer's loop is empty and restores no random state."""
+def test_epochs_that_were_all_trained(base, tmp_path):
+    """After 57 rows, 4 a step, a half epoch has 8 steps. TRL's count of tokens goes on."""
     chats = write_chats(tmp_path / "chats.jsonl")
-    flags = ["--dataset_name", chats, "--model_name_or_path", base, *UNEVEN, f"--num_train_epochs={epochs}"]
-    steps = {1: 15, 0.5: 8}[epochs]
-    straight, resumed = cut_and_run_again("sft", flags, tmp_path / "run", steps)
-    assert resumed == straight and straight["steps"] == steps
+    flags = ["--dataset_name", chats, "--model_name_or_path", base, *UNEVEN, "--num_train_epochs=0.5"]
+    straight, resumed = cut_and_run_again("sft", flags, tmp_path / "run", step=8)
+    assert resumed == straight and straight["steps"] == 8
+
+
+def test_a_whole_epoch_of_sampled_answers(base, tmp_path):
+    """The trainer's loop is empty then, and restores no random state: the final evaluation shows that it was."""
+    chats = write_chats(tmp_path / "chats.jsonl", count=13)
+    flags = ["--dataset_name", chats, "--model_name_or_path", base, *UNEVEN, *RL, "--num_train_epochs=1"]
+    flags += ["--reward_funcs", "length", "--learning_rate=1e-3"]
+    straight, resumed = cut_and_run_again("grpo", flags, tmp_path / "run", step=6)  # 12 rows, 2 a step
+    assert resumed == straight and straight["steps"] == 6
 
 
 @pytest.mark.parametrize("step", [2, 5])
