@@ -19,7 +19,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,13 @@ def field_names(stage: str) -> list[str]:
     return sorted({f.name for kind in kinds for f in fields(kind) if f.init} - LEFT_OUT)
 
 
-def defaults_of(stage: str) -> dict[str, Any]:
-    kinds = list(load_recipe(stage).main.__annotations__.values())[:3]
-    return {f.name: f.default for kind in kinds for f in fields(kind) if f.default is not MISSING}
+def run_program(stage: str, *flags: Any) -> None:
+    words = [sys.executable, ROOT / "recipes" / f"{stage}.py", *flags]
+    subprocess.run([str(word) for word in words], check=True, capture_output=True)
+
+
+def yaml_of(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values)
 
 
 def small_run(stage: str, home: Path) -> dict[str, Any]:
@@ -114,13 +119,16 @@ def small_run(stage: str, home: Path) -> dict[str, Any]:
     return common | ({"gradient_accumulation_steps": 2} if stage == "grpo" else {})
 
 
-def prepare(home: Path) -> None:
-    """Rows for every stage, and a base and a tuned model of some 20,000 parameters."""
+def prepare(home: Path, run: Callable[..., Any] = run_program) -> None:
+    """Rows for every stage, and a base and a tuned model of some 20,000 parameters.
+
+    Args:
+        run: runs a recipe of a name with flags.
+    """
     sums = [(f"What is {i} plus {i % 7}?", str(i + i % 7)) for i in range(60)]
+    told = "{} It is {}, as everybody knows who can count."
     rows = {
-        "pretrain": [
-            {"text": f"{question} It is {answer}, as everybody knows who can count."} for question, answer in sums
-        ],
+        "pretrain": [{"text": told.format(question, answer)} for question, answer in sums],
         "sft": [{"question": question, "answer": answer} for question, answer in sums],
         "reward": [{"prompt": question, "chosen": answer, "rejected": "0"} for question, answer in sums],
     }
@@ -128,9 +136,8 @@ def prepare(home: Path) -> None:
     for stage, of in rows.items():
         (home / f"{stage}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of), encoding="utf-8")
     for stage, folder in (("pretrain", "base"), ("sft", "sft")):
-        (home / f"{folder}.yaml").write_text(yaml.safe_dump(small_run(stage, home)), encoding="utf-8")
-        words = [sys.executable, ROOT / "recipes" / f"{stage}.py", "--config", home / f"{folder}.yaml"]
-        subprocess.run([*words, "--output_dir", home / folder], check=True, capture_output=True, cwd=home)
+        (home / f"{folder}.yaml").write_text(yaml_of(small_run(stage, home)), encoding="utf-8")
+        run(stage, "--config", home / f"{folder}.yaml", "--output_dir", home / folder)
 
 
 @st.composite
@@ -141,19 +148,21 @@ def cases(draw: st.DrawFn, home: Path) -> Case:
     kind = draw(st.sampled_from(("value",) * 6 + ("flag",) * 3 + ("name", "structure")))
     if kind == "structure":
         what = draw(st.sampled_from(sorted(SCRAMBLES)))
-        return Case(stage, SCRAMBLES[what](yaml.safe_dump(given_settings)), (), what)
+        return Case(stage, SCRAMBLES[what](yaml_of(given_settings)), (), what)
     if kind == "name":
         name = draw(st.sampled_from(field_names(stage)))
         spoilt = draw(st.sampled_from((name[:-1], name + "s", name.replace("_", "", 1), name.upper(), f"-{name}")))
-        return Case(stage, yaml.safe_dump(given_settings | {spoilt: 1}), (), f"{spoilt}: 1")
+        return Case(stage, yaml_of(given_settings | {spoilt: 1}), (), f"{spoilt}: 1")
     name = draw(st.sampled_from(field_names(stage)))
-    value = draw(st.sampled_from(NUMBERS + WORDS + OTHERS) | st.integers(-(2**40), 2**40) | st.floats())
+    value = draw(
+        st.sampled_from(NUMBERS + WORDS + OTHERS) | st.integers(-(2**40), 2**40) | st.floats(allow_subnormal=False)
+    )
     if kind == "value":
         given_settings[name] = value
-        return Case(stage, yaml.safe_dump(given_settings), (), f"{name}: {value!r}"[:200])
+        return Case(stage, yaml_of(given_settings), (), f"{name}: {value!r}"[:200])
     text = value if isinstance(value, str) else json.dumps(value)
     flags = [f"--{name}={text}"] if draw(st.booleans()) else [f"--{name}", text]
-    return Case(stage, yaml.safe_dump(given_settings), tuple(flags), " ".join(flags)[:200])
+    return Case(stage, yaml_of(given_settings), tuple(flags), " ".join(flags)[:200])
 
 
 def outcome(case: Case, train: bool = False, seconds: float = 60) -> tuple[str, str]:

@@ -35,11 +35,13 @@ def _steps(zero: bool) -> Range:
 # The ranges say what can mean something for some model and data. A rate that is too high for this one is found while
 # it trains. 0 is a rate: that of a control which changes nothing.
 _GROUPS: dict[Range, str] = {
-    Range("0 or more", lambda x: x >= 0): "learning_rate value_learning_rate embedding_lr_scale head_lr_scale "
-    "weight_decay max_grad_norm beta critic_warmup_steps missing_eos_penalty center_rewards_coefficient "
+    _between(0, 1_000_000): "learning_rate value_learning_rate embedding_lr_scale head_lr_scale",
+    _between(0, 100): "weight_decay",
+    Range("0 or more", lambda x: x >= 0): "max_grad_norm beta critic_warmup_steps missing_eos_penalty "
+    "center_rewards_coefficient "
     "router_aux_loss_coef top_k eval_delay entropy_target entropy_coef_delta vespo_k_pos vespo_k_neg vespo_lambda_pos "
     "vespo_lambda_neg num_completions_to_print max_tool_calling_iterations vllm_importance_sampling_clip_min",
-    Range("above 0", lambda x: x > 0): "num_train_epochs adam_epsilon temperature repetition_penalty epsilon "
+    Range("above 0", lambda x: x > 0): "num_train_epochs temperature repetition_penalty epsilon "
     "epsilon_high delta cliprange_value off_policy_mask_threshold neftune_noise_alpha sapo_temperature_pos "
     "sapo_temperature_neg vllm_server_timeout vllm_importance_sampling_cap vllm_importance_sampling_clip_max",
     Range("at least 1", lambda x: 1 <= x <= 10**9): "gradient_accumulation_steps per_device_train_batch_size "
@@ -53,7 +55,7 @@ _GROUPS: dict[Range, str] = {
     Range("0 or more and below 1", lambda x: 0 <= x < 1): "adam_beta1 adam_beta2 muon_momentum lora_dropout "
     "label_smoothing_factor",
     Range("a share between 0 and 1, such as 0.05", lambda x: 0 < x < 1): "test_split_size",
-    Range("above 0, 1 at most", lambda x: 0 < x <= 1): "top_p vllm_gpu_memory_utilization",
+    Range("above 0, 1 at most", lambda x: 0 < x <= 1): "adam_epsilon top_p vllm_gpu_memory_utilization",
     _between(0, 1): "decay_ratio gamma lam min_p top_entropy_quantile ref_model_mixup_alpha",
     _steps(zero=False): "eval_steps save_steps logging_steps",
     _steps(zero=True): "warmup_steps",
@@ -137,6 +139,21 @@ _NAMES = (
     "value_model_name_or_path",
 )
 
+
+def _is_padding(value: Any) -> bool:
+    return value in ("auto", "none", "null") or (str(value).isdecimal() and 1 <= int(value) <= 65_536)
+
+
+def _is_template(value: str) -> bool:
+    return value.count("/") == 1 or Path(value).exists()
+
+
+_OTHERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "pad_to_multiple_of": ("a whole number, at least 1, or auto, or none", _is_padding),
+    "chat_template_path": ("the path of a template, or of a model that has one", _is_template),
+    "optim_args": ("key=value, several with commas", lambda text: all("=" in part for part in text.split(","))),
+}
+
 # What a setting needs beside the packages of the project: (module, what to do)
 _NEEDS = {
     "deepspeed": ("deepspeed", 'pip install -e ".[deepspeed]" -c constraints.txt'),
@@ -211,7 +228,8 @@ def check_values(config: Any, **others: Range) -> None:
     """
     given = {name: value for name, value in vars(config).items() if value is not None}
     for name, value in given.items():
-        check_finite(name, value)
+        if name != "datasets":  # `data.sources` names the entry
+            check_finite(name, value)
         if name in RANGES:
             _check_number(name, value, others.get(name, RANGES[name]))
         for word in value if isinstance(value, list) else [value]:
@@ -221,8 +239,8 @@ def check_values(config: Any, **others: Range) -> None:
             _check_mapping(name, value)
         if name in _NAMES and isinstance(value, str):
             _check_name(name, value)
-        if name == "pad_to_multiple_of":
-            _check_padding(value)
+        if name in _OTHERS and not _OTHERS[name][1](value):
+            raise ValueError(f"{name}={shown(value)} must be {_OTHERS[name][0]}")
         if name in _NEEDS and value and find_spec(_NEEDS[name][0]) is None:
             module, way = _NEEDS[name]
             raise ValueError(f"{name}={shown(value)} needs the package {module}: {way}, or leave it out")
@@ -246,12 +264,6 @@ def _numbers(value: Any) -> Iterator[Any]:
             yield from _numbers(one)
     elif isinstance(value, Real):
         yield value
-
-
-def _check_padding(value: Any) -> None:
-    fits = value in ("auto", "none", "null") or (str(value).isdecimal() and 1 <= int(value) <= 65_536)
-    if isinstance(value, bool) or not fits:
-        raise ValueError(f"pad_to_multiple_of={shown(value)} must be a whole number, at least 1, or auto, or none")
 
 
 def _check_number(name: str, value: Any, allowed: Range) -> None:
@@ -307,6 +319,12 @@ def _check_installed(name: str, value: str, modules: Mapping[str, str], other: s
             f"{name}={shown(value)} needs the package {modules[value]}, which is not installed; install it, or choose "
             f"{name}={other}"
         )
+
+
+def check_best_metric(wanted: str | None, metrics: Mapping[str, Any] | None) -> None:
+    """Raises ValueError unless the evaluation that picks the best checkpoint measures what it is to be picked by."""
+    if wanted is not None and metrics is not None and not {wanted, f"eval_{wanted}"} & {*metrics}:
+        raise ValueError(f"metric_for_best_model={shown(wanted)} must be one of {', '.join(sorted(metrics))}")
 
 
 def check_output_dir(output_dir: str | None) -> None:

@@ -39,10 +39,11 @@ def imports(path):
 MAY_IMPORT = {
     "stages": "",
     "signals": "",
-    "errors": "printing signals",
+    "errors": "disk printing signals",
     "children": "signals",
     "atomic": "",
     "printing": "",
+    "disk": "",
     "shipped": "",
     "verifiers": "",
     "launch": "",
@@ -55,10 +56,10 @@ MAY_IMPORT = {
     "imports": "",
     "arguments": "chain imports ranges settings_file",
     "optim": "arguments",
-    "models": "arguments errors parent",
-    "data": "arguments errors models verifiers",
+    "models": "arguments disk errors parent",
+    "data": "arguments disk errors models verifiers",
     "evaluation": "errors models stages verifiers",
-    "artifact": "arguments atomic data errors memory models parent signals stages",
+    "artifact": "arguments atomic data errors memory models parent ranges signals stages",
     "pretraining": "arguments data evaluation models optim",
     "rl": "data evaluation models parent verifiers",
     "instruction": "models",
@@ -69,13 +70,13 @@ MAY_IMPORT = {
     "plan": "arguments data errors grpo imports instruction models optim parent ppo pretraining resolve rl "
     "settings_file shipped speed",
     "speaking": "errors models parent printing",
-    "chat": "data errors evaluation models parent prefer speaking stages web",
+    "chat": "data errors evaluation models parent prefer signals speaking stages web",
     "demo": "arguments artifact atomic data evaluation imports models parent ranges rl signals stages verifiers",
-    "web": "",
+    "web": "signals",
     "prefer": "arguments atomic data errors evaluation models parent rl speaking web",
     "doctor": "arguments artifact data errors evaluation imports instruction models parent plan ppo pretraining printing resolve rl "
     "shipped verifiers",
-    "cli": "artifact chat doctor imports plan prefer printing report shipped",
+    "cli": "artifact chat disk doctor imports plan prefer printing report shipped signals",
 }
 # All that these may import beside the standard library and themselves.
 KNOWS_ONLY = {

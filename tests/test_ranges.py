@@ -13,7 +13,7 @@ from helpers import RECIPES, load_recipe
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
 
 from fourstage import GRPOConfig, PPOConfig
-from fourstage.ranges import CHOICES, RANGES, number, plain, whole_number
+from fourstage.ranges import CHOICES, RANGES, check_best_metric, number, plain, whole_number
 
 STAGES = ["pretrain", "sft", "reward", "ppo", "grpo"]
 NO_RANGE = {"local_rank", "entropy_coef", "entropy_coef_min", "entropy_coef_max"}  # any number means something
@@ -51,6 +51,8 @@ SENSELESS = [
     ("pretrain", "warmup_steps", "2.5"),
     ("pretrain", "max_grad_norm", "-1"),
     ("pretrain", "max_grad_norm", ".inf"),
+    ("pretrain", "learning_rate", "1e9"),
+    ("pretrain", "weight_decay", "1000"),
     ("pretrain", "adam_epsilon", "0"),
     ("pretrain", "adam_beta1", "1"),
     ("pretrain", "adam_beta2", "-0.1"),
@@ -114,6 +116,8 @@ SENSELESS = [
     ("pretrain", "dataset_name", "y" * 5_000),
     ("pretrain", "dataset_name", '"a\\e[2Jb"'),
     ("sft", "learning_rate", ""),
+    ("sft", "chat_template_path", "nowhere.jinja"),
+    ("sft", "optim_args", "x"),
     ("sft", "lora_r", "0"),
     ("sft", "lora_alpha", "0"),
     ("sft", "lora_dropout", "1"),
@@ -218,6 +222,14 @@ def test_choices_are_those_of_the_library():
         ("hub_strategy", HubStrategy),
     ):
         assert issubclass(members, enum.Enum) and set(CHOICES[name]) == {member.value for member in members}
+
+
+def test_the_metric_of_the_best_checkpoint_is_one_that_is_measured():
+    metrics = {"eval_loss": 1.0, "eval_reward": 2.0}
+    for wanted in (None, "loss", "eval_reward"):
+        check_best_metric(wanted, metrics)
+    with pytest.raises(ValueError, match="metric_for_best_model='los' must be one of eval_loss, eval_reward"):
+        check_best_metric("los", metrics)
 
 
 @pytest.mark.parametrize(

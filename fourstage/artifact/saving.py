@@ -14,6 +14,7 @@ from transformers.trainer_pt_utils import safe_globals
 from fourstage.artifact.checkpoints import rotate, seal, unseal
 from fourstage.artifact.run import Run, drop_pickled_arguments
 from fourstage.atomic import write_through
+from fourstage.ranges import check_best_metric
 
 
 class CleanRun(TrainerCallback):
@@ -44,6 +45,7 @@ class CleanRun(TrainerCallback):
     on_epoch_end = on_step_end
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        check_best_metric(args.metric_for_best_model, kwargs.get("metrics"))
         if self._before is not None:
             cpu, gpu = self._before
             torch.set_rng_state(cpu)

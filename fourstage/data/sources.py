@@ -15,6 +15,7 @@ from fourstage.data.checks import column_problem
 from fourstage.data.choices import choices_of
 from fourstage.data.files import BUILDERS, RowError, files_of, first_problem, load_files
 from fourstage.data.picks import are_picks, rows_for
+from fourstage.disk import disk_problem
 from fourstage.errors import one_line
 
 
@@ -22,8 +23,8 @@ def sources(data_args: DataArguments, stage: str) -> list[dict]:
     """The sources that a stage is to read: the entries of `datasets`, or one entry for `dataset_name`.
 
     Raises:
-        ValueError: if both or neither are given, for an entry with unknown keys or without a name, for a weight that is
-            not above 0, and for a test_split_size that is not between 0 and 1.
+        ValueError: if both or neither are given, for an entry with unknown keys or without a name, for a path at which
+            nothing is, for a weight that is not above 0, and for a test_split_size that is not between 0 and 1.
     """
     if bool(data_args.dataset_name) == bool(data_args.datasets):
         given = "both" if data_args.dataset_name else "neither"
@@ -34,6 +35,7 @@ def sources(data_args: DataArguments, stage: str) -> list[dict]:
     if not 0 < data_args.test_split_size < 1:
         raise ValueError(f"test_split_size={data_args.test_split_size} must be a share between 0 and 1, such as 0.05")
     if data_args.dataset_name:
+        _check_there(data_args.dataset_name)
         return [{"dataset_name": data_args.dataset_name}]
     if not isinstance(data_args.datasets, list):
         raise ValueError(f"datasets: must be a list of entries with dataset_name, got {data_args.datasets!r}")
@@ -46,6 +48,7 @@ def sources(data_args: DataArguments, stage: str) -> list[dict]:
         weight = source.get("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
             raise ValueError(f"datasets: entry {number} has weight {weight!r}; it must be a number above 0")
+        _check_there(source["dataset_name"])
     return data_args.datasets
 
 
@@ -62,9 +65,8 @@ def load_source(source: dict, data_args: DataArguments, stage: str) -> tuple[Row
     if path.exists():
         with one_line_errors(name):
             splits = load_files(path, data_args.dataset_streaming, data_args.unreadable == "drop")
-    elif _is_path(name):
-        raise ValueError(f"dataset_name={name}: no such file or folder")
     else:
+        _check_there(name)
         splits = _load_hub(name, source.get("dataset_config", data_args.dataset_config), data_args.dataset_streaming)
     train_split = source.get("dataset_train_split", data_args.dataset_train_split)
     if train_split not in splits:
@@ -112,6 +114,12 @@ def _make_task(name: str, settings: dict | str | None, data_args: DataArguments)
     return train, test
 
 
+def _check_there(name: str) -> None:
+    """Raises ValueError for a path at which nothing is."""
+    if _is_path(name) and not Path(name).exists():
+        raise ValueError(f"dataset_name={name}: no such file or folder")
+
+
 def _is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name.removesuffix(".gz")).suffix in BUILDERS
 
@@ -138,6 +146,8 @@ def one_line_errors(name: str) -> Generator[None]:
     except RowError:
         raise
     except Exception as error:
+        if said := disk_problem(error):
+            raise ValueError(said) from error
         files = files_of(Path(name)) if Path(name).exists() else []
         problem = next(filter(None, map(first_problem, files)), None)
         if problem is None:
