@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from traceback import walk_tb
 from types import FrameType
 
+from fourstage.disk import disk_problem
 from fourstage.printing import visible
 from fourstage.signals import ended_by_signals
 
@@ -34,8 +35,9 @@ def reported_errors() -> Generator[None]:
     Ctrl-C, SIGTERM and SIGHUP end it as `ended_by_signals` does.
 
     A wrong input is a ValueError from a `raise` of fourstage, or from a library before the training began: TRL and
-    transformers check their settings that way. Whatever else is raised is a bug and keeps its traceback, as everything
-    does where the command line has `--debug` alone (with a value it is transformers' own flag).
+    transformers check their settings that way. A disk that is full or may not be written takes one line too. Whatever
+    else is raised is a bug and keeps its traceback, as everything does where the command line has `--debug` alone (with
+    a value it is transformers' own flag).
 
     Of several processes the first speaks for all: its end has the launcher end the others, which meanwhile wait. One
     that is still there after some seconds has found what the first has not, and says it.
@@ -46,15 +48,23 @@ def reported_errors() -> Generator[None]:
     try:
         with ended_by_signals():
             yield
-    except ValueError as error:
-        origin = _origin(error)
-        if debug or origin is None:
+    except Exception as error:
+        message = None if debug else _message(error)
+        if message is None:
             raise
         if int(os.environ.get("RANK", "0")):  # of torchrun and accelerate
             time.sleep(_WAIT_FOR_FIRST)
-        message = str(error) if origin == "fourstage" else f"{one_line(error)} (from {origin}; --debug shows where)"
-        print(visible(f"error: {message}"), file=sys.stderr, flush=True)
+        bar = "" if isinstance(error, ValueError) else "\n"  # which may stand there half drawn
+        print(f"{bar}{visible(f'error: {message}')}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+
+
+def _message(error: Exception) -> str | None:
+    """What is said of an error that is no bug; None for a bug."""
+    origin = _origin(error) if isinstance(error, ValueError) else None
+    if origin is None:
+        return disk_problem(error)
+    return str(error) if origin == "fourstage" else f"{one_line(error)} (from {origin}; --debug shows where)"
 
 
 def _take_debug_flag() -> bool:

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from fourstage.disk import disk_problem
 from fourstage.errors import one_line
 from fourstage.models.turns import adapt_template, written
 from fourstage.parent import is_gguf, tokenizer_home
@@ -57,6 +58,8 @@ def _reason(name: str, error: BaseException) -> str:
     def caused_by(*wanted: type) -> bool:
         return any(issubclass(kind, wanted) for kind in kinds)
 
+    if said := disk_problem(error):
+        return said
     if "trust_remote_code" in text:
         return (
             "this architecture is code in the model's own repository, which is not run unasked; read it, then give "
