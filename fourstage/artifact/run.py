@@ -307,12 +307,20 @@ def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | 
         if folder.is_dir() and {path.name for path in folder.iterdir()} - _BEFORE_THE_RECORD:
             return "error", f"output_dir={folder} holds files that are not a fourstage run; choose another --output_dir"
         return "start", checkpoint
+    finished = former["status"] == "finished"
+    if lacking := sorted({"arguments", "processes", *(["finished"] if finished else [])} - former.keys()):
+        return "error", f"{folder / 'run.json'} is broken (it has no {lacking[0]!r}); mend it, or remove the folder"
     changed = differences(former, record)
     if changed and _never_trained(folder):
         return "start", None  # a mended command may take the folder
     if changed:
         return "error", (f"output_dir={folder} holds another run: {'; '.join(changed)}; choose another --output_dir")
-    if former["status"] == "finished":
+    if finished and not any(folder.glob("*.safetensors")):
+        return (
+            "error",
+            f"{folder} is finished, but its weights are gone; bring them back, or remove the folder",
+        )
+    if finished:
         return "finished", f"{folder} is finished ({former['finished']}); nothing to do"
     if former["processes"] != record["processes"]:
         return "error", (

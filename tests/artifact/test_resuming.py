@@ -157,6 +157,35 @@ def test_a_run_of_an_older_version_goes_on(base, tmp_path):
     assert record_of(tmp_path / "run")["row_hashes"]["train"]
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"arguments": None}, "has no 'arguments'"),
+        ({"processes": None}, "has no 'processes'"),
+        ({"finished": None}, "has no 'finished'"),
+        ({"status": None}, "not a fourstage run"),
+    ],
+)
+def test_a_damaged_record_is_named_in_one_line(base, tmp_path, change, named):
+    shutil.copytree(base, tmp_path / "run")
+    record = {key: value for key, value in record_of(base).items() if key not in change}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    given = record_of(base)["arguments"]["data"]["dataset_name"]
+    flags = ["--dataset_name", given, "--max_length=64", "--output_dir", tmp_path / "run", *TINY, *SMALL_RUN]
+    with pytest.raises(ValueError, match=named) as refused:
+        run_here("pretrain", *flags)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_finished_run_without_its_weights_is_not_called_finished(base, tmp_path):
+    shutil.copytree(base, tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    given = record_of(base)["arguments"]["data"]["dataset_name"]
+    flags = ["--dataset_name", given, "--max_length=64", "--output_dir", tmp_path / "run", *TINY, *SMALL_RUN]
+    with pytest.raises(ValueError, match="its weights are gone"):
+        run_here("pretrain", *flags)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["pretrain", "sft", "reward", "ppo", "grpo"])
 def test_a_kill_before_any_file_event(tmp_path, recipe):
