@@ -4,21 +4,25 @@ import argparse
 import os
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from fourstage.disk import disk_problem
 from fourstage.imports import set_waiting
 from fourstage.printing import visible
+from fourstage.ranges import whole_number
+from fourstage.signals import ended_by_signals
 
 _Commands = argparse._SubParsersAction  # argparse has no public name for what add_subparsers gives
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command line `words` (by default the process's own); the exit status, 1 after a wrong input."""
-    arguments = _parser().parse_args(words)
-    set_waiting()
     try:
-        return arguments.command(arguments)
+        arguments = _parser().parse_args(words)
+        set_waiting()
+        with ended_by_signals("(stopped)") if arguments.command in (_chat, _compare, _prefer) else nullcontext():
+            return arguments.command(arguments)
     except ValueError as error:
         print(visible(f"fourstage: {' '.join(str(error).split())}"), file=sys.stderr)
         return 1
@@ -27,6 +31,11 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if not (said := disk_problem(error)):
+            raise
+        print(visible(f"fourstage: {said}"), file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,7 +77,7 @@ def _add_prefer(commands: _Commands) -> None:
     add("--output", type=Path, default=Path("prefs.jsonl"), metavar="FILE", help="the choices (default: prefs.jsonl)")
     add("--temperature", type=float, default=1.0, help="of the answers (default: 1)")
     add("--max_new_tokens", type=int, default=256, help="longest answer (default: 256)")
-    add("--seed", type=int, default=0, help="of the answers and of their sides (default: 0)")
+    add("--seed", type=whole_number(0, 2**32 - 1), default=0, help="of the answers and of their sides (default: 0)")
     add("--pick", choices=("random", "uncertain"), default="random", help="which pairs come first (default: random)")
     add(
         "--reward_model", metavar="DIR", help="with --pick uncertain: it is the least sure of them; with --stats: tried"
@@ -76,7 +85,7 @@ def _add_prefer(commands: _Commands) -> None:
     add(
         "--host", default="127.0.0.1", help="127.0.0.1 is for this machine alone; others need the token that is printed"
     )
-    add("--port", type=int, default=8420, help="0 for any free one (default: 8420)")
+    add("--port", type=whole_number(0, 65_535), default=8420, help="0 for any free one (default: 8420)")
     add("--trains_next", action="store_true", help="the page says that a training follows, as `make prefer` has it")
     add("--stats", type=Path, metavar="FILE", help="say what the choices in a file amount to, and exit")
     add(
@@ -98,12 +107,16 @@ def _add_chat(commands: _Commands) -> None:
     chat.add_argument("models", nargs="*", metavar="MODEL", help=stage)
     chat.add_argument("--web", action="store_true", help="on a page in the browser (without MODEL: runs/demo)")
     chat.add_argument("--host", default="127.0.0.1", help="with --web: others need the token that is printed")
-    chat.add_argument("--port", type=int, default=8421, help="with --web: 0 for any free one (default: 8421)")
+    chat.add_argument(
+        "--port", type=whole_number(0, 65_535), default=8421, help="with --web: 0 for any free one (default: 8421)"
+    )
     where = "with --web: which of two answers you found better (default: prefs.jsonl)"
     chat.add_argument("--output", type=Path, default=Path("prefs.jsonl"), metavar="FILE", help=where)
     chat.add_argument("--prompt", metavar="TEXT", help="answer this alone, and exit")
     chat.add_argument("--continue", action="store_true", dest="continue_text", help="continue text, whatever the model")
-    chat.add_argument("--seed", type=int, help="seed of the sampling (default: another at every start)")
+    chat.add_argument(
+        "--seed", type=whole_number(0, 2**32 - 1), help="seed of the sampling (default: another at every start)"
+    )
     _add_speaking(chat, temperature=0.7, max_new_tokens=512)
     chat.set_defaults(command=_chat)
     compare = commands.add_parser("compare", help="what several stages say to the same prompt, side by side")
@@ -111,7 +124,12 @@ def _add_chat(commands: _Commands) -> None:
     compare.add_argument(
         "--prompt", action="append", metavar="TEXT", help='may be repeated (default: "What is an LLM?")'
     )
-    compare.add_argument("--seed", type=int, default=0, help="seed of the sampling, the same for each (default: 0)")
+    compare.add_argument(
+        "--seed",
+        type=whole_number(0, 2**32 - 1),
+        default=0,
+        help="seed of the sampling, the same for each (default: 0)",
+    )
     _add_speaking(compare, temperature=0.0, max_new_tokens=64)
     compare.set_defaults(command=_compare)
 

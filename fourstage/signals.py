@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import psutil
@@ -44,6 +44,8 @@ class _Program:
     over: bool = False  # it has had its last words
     ttys: list[int] = field(default_factory=list)
     wakeup: tuple[int, int] = (-1, -1)
+    handlers: dict[int, Any] = field(default_factory=dict)  # before
+    wakeup_before: int = -1
 
 
 _program: _Program | None = None
@@ -67,8 +69,8 @@ def ended_by_signals(words: str = "ended by {signal}") -> Generator[None]:
     read, write = os.pipe()
     os.set_blocking(write, False)
     program = _Program(words, ttys=[fd for fd in (1, 2) if os.isatty(fd)], wakeup=(read, write))
-    before = {n: signal.signal(n, _heard) for n in ENDING if signal.getsignal(n) not in (signal.SIG_IGN, None)}
-    wakeup_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    program.handlers = {n: h for n in ENDING if (h := signal.getsignal(n)) not in (signal.SIG_IGN, None)}
+    _install(program)
     _program, listener = program, threading.Thread(target=_listen, args=(program, read, _launchers()), daemon=True)
     listener.start()
     try:
@@ -85,9 +87,7 @@ def ended_by_signals(words: str = "ended by {signal}") -> Generator[None]:
     finally:
         os.write(write, b"\0")
         listener.join()
-        signal.set_wakeup_fd(wakeup_before)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _uninstall(program)
         _program = None
         os.close(read)
         os.close(write)
@@ -118,17 +118,17 @@ def end(number: int) -> NoReturn:
 
 
 @contextmanager
-def interruptible() -> Generator[None]:
-    """Within `ended_by_signals`: Ctrl-C raises KeyboardInterrupt after all, as a dialogue needs it."""
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is not _heard:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def as_before() -> Generator[None]:
+    """Within `ended_by_signals`: signals do what they did outside of it, for a dialogue, in which Ctrl-C raises
+    KeyboardInterrupt, or a server with handlers of its own."""
+    program = _program
+    if program:
+        _uninstall(program)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        if program:
+            _install(program)
 
 
 def say(text: str) -> None:
@@ -153,6 +153,18 @@ def launch_command() -> str:
         with suppress(Exception):  # it ends just now
             words = _typed(process.cmdline())
     return shlex.join(words or ["python", *sys.argv])
+
+
+def _install(program: _Program) -> None:
+    program.wakeup_before = signal.set_wakeup_fd(program.wakeup[1], warn_on_full_buffer=False)
+    for number in program.handlers:
+        signal.signal(number, _heard)
+
+
+def _uninstall(program: _Program) -> None:
+    signal.set_wakeup_fd(program.wakeup_before)
+    for number, handler in program.handlers.items():
+        signal.signal(number, handler)
 
 
 def _heard(*_: object) -> None:

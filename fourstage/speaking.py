@@ -2,8 +2,11 @@
 
 import inspect
 import json
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -246,6 +249,8 @@ class Stream(BaseStreamer):
 
     def put(self, value: torch.Tensor) -> None:
         """Takes the prompt first, of which nothing is written, then tokens."""
+        if self.interrupted:  # and a library has swallowed the KeyboardInterrupt
+            raise KeyboardInterrupt
         if self._is_prompt:
             self._is_prompt = False
             return
@@ -273,6 +278,25 @@ class Stream(BaseStreamer):
         return cast(str, text)  # one list of ids gives one text
 
 
+@contextmanager
+def _remembered_interrupt(stream: Stream) -> Generator[None]:
+    """Where Ctrl-C raises KeyboardInterrupt, the stream knows of it too, and raises it again at its next token."""
+    at_main = threading.current_thread() is threading.main_thread()
+    if not at_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        stream.interrupted = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _ignore(text: str) -> None:
     """Takes text that nobody waits for: the Stream has all of it in the end."""
 
@@ -292,7 +316,8 @@ def speak(
     options |= {"past_key_values": cache} if cache is not None else {}
     generate = cast(Any, speaker.model).generate  # a mixin's, which nn.Module's types hide
     try:
-        said = generate(inputs, generation_config=sampling.config(speaker.context - len(ids)), **options)
+        with _remembered_interrupt(stream):
+            said = generate(inputs, generation_config=sampling.config(speaker.context - len(ids)), **options)
         speaker.memory.keep(cache, said[0].tolist())
     except RuntimeError as error:
         if "probability tensor" not in str(error):

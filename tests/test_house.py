@@ -76,7 +76,7 @@ MAY_IMPORT = {
     "prefer": "arguments atomic data errors evaluation models parent rl speaking web",
     "doctor": "arguments artifact data errors evaluation imports instruction models parent plan ppo pretraining printing resolve rl "
     "shipped verifiers",
-    "cli": "artifact chat disk doctor imports plan prefer printing report shipped signals",
+    "cli": "artifact chat disk doctor imports plan prefer printing ranges report shipped signals",
 }
 # All that these may import beside the standard library and themselves.
 KNOWS_ONLY = {

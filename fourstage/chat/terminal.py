@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from fourstage.chat.fitting import fit_text, fit_turns
+from fourstage.signals import as_before
 from fourstage.speaking import (
     Sampling,
     Speaker,
@@ -82,7 +83,8 @@ def run_chat(arguments: argparse.Namespace) -> int:
     if arguments.prompt is not None:
         return 130 if ask(chat, arguments.prompt).interrupted else 0
     if sys.stdin.isatty() and sys.stdout.isatty():
-        return _talk(chat)
+        with as_before():  # Ctrl-C stops an answer, and the dialogue goes on
+            return _talk(chat)
     return _answer_lines(chat)
 
 

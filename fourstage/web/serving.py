@@ -19,6 +19,8 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fourstage.signals import as_before
+
 STATIC = Path(__file__).parent / "static"
 LARGEST_REQUEST = 1_000_000  # bytes
 _HEADERS = {
@@ -141,10 +143,11 @@ def serve(
         server.should_exit = True
 
     # uvicorn sends itself the signal that ended it once more, by which the process would die without its last words
-    before = {sign: signal.signal(sign, stop) for sign in (signal.SIGINT, signal.SIGTERM)}
-    say(f"{what}: http://{shown}:{port}/" + (f"?token={quote(token)}" if token else ""))
-    try:
-        server.run(sockets=[sock])
-    finally:
-        for sign, handler in before.items():
-            signal.signal(sign, handler)
+    with as_before():
+        before = {sign: signal.signal(sign, stop) for sign in (signal.SIGINT, signal.SIGTERM)}
+        say(f"{what}: http://{shown}:{port}/" + (f"?token={quote(token)}" if token else ""))
+        try:
+            server.run(sockets=[sock])
+        finally:
+            for sign, handler in before.items():
+                signal.signal(sign, handler)
