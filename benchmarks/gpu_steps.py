@@ -9,14 +9,13 @@ synchronisation, which a run does not have. Parts do not include what they call 
 """
 
 import argparse
-import functools
 import random
 import tempfile
 import time
-from collections import defaultdict
 
 import torch
 from datasets import Dataset
+from grpo_rollouts import instrument
 from transformers import AutoModelForSequenceClassification, set_seed
 
 from fourstage.arguments import ModelArguments
@@ -41,33 +40,6 @@ def now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def instrument(trainer) -> dict[str, float]:
-    """Seconds by part, in a dict that fills as the trainer runs."""
-    spent: dict[str, float] = defaultdict(float)
-    inside: list[float] = []
-
-    def timed(function, part):
-        @functools.wraps(function)
-        def wrapper(*args, **kwargs):
-            inside.append(0.0)
-            start = now()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                took = now() - start
-                spent[part] += took - inside.pop()
-                if inside:
-                    inside[-1] += took
-
-        return wrapper
-
-    for name, part in PARTS.items():
-        if hasattr(trainer, name):
-            setattr(trainer, name, timed(getattr(trainer, name), part))
-    trainer.accelerator.backward = timed(trainer.accelerator.backward, "backward")
-    return spent
 
 
 def coin_flips(completions: list, **kwargs) -> list[float]:
@@ -114,7 +86,7 @@ def measure(stage: str, size: str, steps: int) -> str:
         trainer = trainer_of(stage, size, 4, out)
         trainer.train()  # warms up, and compiles
         trainer.args.max_steps = steps
-        spent, start = instrument(trainer), now()
+        spent, start = instrument(trainer, PARTS, now), now()
         trainer.train()
         total = now() - start
     peak = f"; peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if torch.cuda.is_available() else ""

@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from unittest import mock
 
@@ -183,8 +184,10 @@ def levers(args: argparse.Namespace, size: str, workload: str, out: str) -> list
     return rows
 
 
-def instrument(trainer) -> dict[str, float]:
-    """Processor time by part, in a dict that fills as the trainer runs."""
+def instrument(
+    trainer, parts: Mapping[str, str] = PARTS, clock: Callable[[], float] = time.process_time
+) -> dict[str, float]:
+    """Time by part, of the methods that `parts` names, in a dict that fills as the trainer runs."""
     spent: dict[str, float] = defaultdict(float)
     inside: list[float] = []
 
@@ -192,19 +195,20 @@ def instrument(trainer) -> dict[str, float]:
         @functools.wraps(function)
         def wrapper(*args, **kwargs):
             inside.append(0.0)
-            start = time.process_time()
+            start = clock()
             try:
                 return function(*args, **kwargs)
             finally:
-                took = time.process_time() - start
+                took = clock() - start
                 spent[part] += took - inside.pop()
                 if inside:
                     inside[-1] += took
 
         return wrapper
 
-    for name, part in PARTS.items():
-        setattr(trainer, name, timed(getattr(trainer, name), part))
+    for name, part in parts.items():
+        if hasattr(trainer, name):
+            setattr(trainer, name, timed(getattr(trainer, name), part))
     trainer.accelerator.backward = timed(trainer.accelerator.backward, "backward")
     return spent
 
