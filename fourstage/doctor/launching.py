@@ -90,6 +90,8 @@ def packed_documents(subject: Subject) -> list[Finding]:
     what, training = "packed documents", subject.training
     if subject.kind != "recipe" or subject.stage not in ("pretrain", "sft") or subject.settings is None:
         return []
+    if training.packing_strategy == "auto":  # its model could not be opened
+        return []
     if not training.packing:
         return [ok(what, "rows are not packed: each stands alone")]
     flash = "flash" in (subject.settings.model.attn_implementation or "")

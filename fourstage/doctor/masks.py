@@ -1,7 +1,9 @@
 """Rows token by token, with what is trained on: for every kind of row, readable without colour."""
 
+import io
 import textwrap
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from itertools import groupby
 from typing import Any
 
@@ -23,7 +25,8 @@ def masked_rows(subject: Subject, count: int) -> list[dict[str, Any]]:
     """
     if subject.tokenizer is None or subject.train is None:
         raise ValueError("show_mask needs a tokenizer and rows; name a model with --model_name_or_path")
-    rows = encode(subject, subject.train.rows[:count])
+    with redirect_stdout(io.StringIO()):
+        rows = encode(subject, subject.train.rows[:count])
     return [
         {
             "at": row.row.at,

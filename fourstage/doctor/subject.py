@@ -103,6 +103,7 @@ def open_recipe(target: str, settings: Settings) -> Subject:
         else:
             subject.record = parent.record
             _open_model(subject, settings)
+            found[:] = [_unreached(finding, subject.model) for finding in found]
     if stage in ("ppo", "grpo"):
         subject.rewards = attempt(found, "rewards", lambda: load_rewards(settings.training)) or ()
     _resolve(subject, settings)
@@ -173,7 +174,7 @@ def _generation(name: str, revision: str | None, config: PreTrainedConfig) -> Ge
 
 def _resolve(subject: Subject, settings: Settings) -> None:
     stage, parts = settings.stage, (settings.data, settings.training, settings.model)
-    if stage != "pretrain" and subject.config is None:
+    if subject.config is None and (stage != "pretrain" or settings.model.model_name_or_path):
         return
     if stage == "grpo":
         if subject.tokenizer is not None:
@@ -187,13 +188,19 @@ def _rows(subject: Subject, settings: Settings) -> tuple[Part | None, Part | Non
     own: list[Finding] = []
     functions = [one for one in subject.rewards if callable(one)]
     parts = attempt(own, "rows", lambda: read_rows(settings, functions, subject.tokenizer if subject.chats else None))
-    names = [
-        settings.data.dataset_name or "",
-        *(str(each.get("dataset_name")) for each in settings.data.datasets or []),
-    ]
-    for finding in own:
-        on_hub = any(name and name != "fourstage/demo" and is_hub_id(name) for name in names)
-        if on_hub and ("cannot be read" in finding.reason or "cannot be read" in finding.fix):
-            finding = unknown("rows", finding.reason, "look again where the Hub can be reached", finding.where)
-        subject.found.append(finding)
+    names = [settings.data.dataset_name, *(each.get("dataset_name") for each in settings.data.datasets or [])]
+    subject.found += [_unreached(finding, *names) for finding in own]
     return parts or (None, None)
+
+
+# Words of `models.opening` and `data.sources`.
+_UNREACHED = ("cannot be read; mend it or choose another", "offline mode is on", "the Hub cannot be reached")
+
+
+def _unreached(finding: Finding, *names: str | None) -> Finding:
+    """What could not be fetched from the Hub is not a fault of a run that starts where it can be."""
+    on_hub = any(name and name != "fourstage/demo" and is_hub_id(name) for name in names)
+    text = f"{finding.reason}; {finding.fix}"
+    if finding.level == "FAIL" and on_hub and any(words in text for words in _UNREACHED):
+        return unknown(finding.what, finding.reason, "look again where the Hub can be reached", finding.where)
+    return finding

@@ -350,11 +350,12 @@ def test_a_file_alone_is_known_by_its_columns(tmp_path, capsys):
 def test_one_document_and_an_exit_status_for_ci(flags, capsys):
     changed = healthy_rows("problems")
     changed[6]["answer"] = "nobody knows"
-    assert main(["doctor", "grpo", "--json", *flags("grpo", changed)]) == 1
+    assert main(["doctor", "grpo", "--json", "--show_mask", "2", *flags("grpo", changed)]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["kind"], found["stage"], found["failed"], found["warnings"]) == ("recipe", "grpo", 1, 0)
     (gold,) = [each for each in found["findings"] if each["level"] == "FAIL"]
     assert gold["what"] == "golds" and gold["group"] == "rows" and "mend the rows" in gold["fix"]
+    assert [row["at"] for row in found["rows"]] == ["train row 1", "train row 2"]
 
 
 @pytest.mark.parametrize(
@@ -402,3 +403,11 @@ def test_a_yaml_says_whose_it_is_by_its_first_line(tmp_path, flags, capsys):
     file.write_text("per_device_train_batch_size: 4\n")
     assert main(["doctor", str(file)]) == 1
     assert "does not say whose it is" in capsys.readouterr().err
+
+
+def test_what_the_hub_has_is_looked_at_where_it_can_be_reached(capsys):
+    words = ["--model_name_or_path", "nobody/model", "--dataset_name", "nobody/rows"]
+    assert main(["doctor", "sft", *words]) == 0  # the tests are offline
+    out = capsys.readouterr().out
+    assert "?       model: nobody/model: not on this machine" in out
+    assert "?       rows: dataset_name=nobody/rows cannot be read; look again where the Hub can be reached" in out
