@@ -350,16 +350,16 @@ def check_output_dir(output_dir: str | None) -> None:
         raise ValueError(f"output_dir={shown(output_dir)} cannot be written: {error.strerror}; {example}") from None
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """A type for argparse: a whole number that is at least `least`."""
+def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """A type for argparse: a whole number between `least` and `most`."""
 
     def convert(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if value < least:
-            raise ArgumentTypeError(f"{shown(text)} must be a whole number, at least {least}")
+        if not least <= value <= most:
+            raise ArgumentTypeError(f"{shown(text)} must be a whole number between {least:,} and {most:,}")
         return value
 
     return convert

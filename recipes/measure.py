@@ -62,7 +62,7 @@ def arguments() -> argparse.Namespace:
     problems.add_argument(
         "--temperature", type=number("above 0", lambda x: x > 0), default=1.0, help="of those samples (default: 1)"
     )
-    problems.add_argument("--seed", type=whole_number(0), default=0, help="of those samples (default: 0)")
+    problems.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0, help="of those samples (default: 0)")
     problems.add_argument("--answers", type=Path, help="file for every problem's answer, as JSON lines")
     tasks = parser.add_argument_group("tasks of lm-eval (extra eval)")
     tasks.add_argument("--tasks", metavar="TASK[,TASK...]", help="names of tasks, groups or tags")

@@ -55,10 +55,10 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default="demo", choices=models, help="folder in recipes/configs (default: demo)")
     add("--output_dir", type=Path, help="where all of it goes (default: runs/MODEL, with --fast runs/MODEL-fast)")
-    add("--seed", type=whole_number(0), default=0, help="of weights, order and samples (default: 0)")
+    add("--seed", type=whole_number(0, 2**32 - 1), default=0, help="of weights, order and samples (default: 0)")
     add(
         "--seeds",
-        type=whole_number(1),
+        type=whole_number(1, 1_000),
         default=1,
         help="chains, from --seed on, each in a folder of its own (default: 1)",
     )

@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chain", type=Path, help="folder with a folder for each stage")
     parser.add_argument("stage", choices=(*TUNED, "reward"))
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the sampled answers")
+    parser.add_argument("--seed", type=whole_number(0, 2**32 - 1), default=0, help="of the sampled answers")
     parser.add_argument("--items", type=whole_number(1), default=500, help="of each kind")
     args = parser.parse_args()
     logging.disable_progress_bar()  # of loading weights

@@ -45,7 +45,7 @@ def arguments_of(pipeline, monkeypatch, *words):
     [
         (["--model", "gpt"], "invalid choice: 'gpt'.*demo"),
         (["--stages", "dpo"], "invalid choice: 'dpo'.*pretrain.*control"),
-        (["--seeds", "0"], "--seeds: .0. must be a whole number, at least 1"),
+        (["--seeds", "0"], "--seeds: .0. must be a whole number between 1 and"),
         (["--stages", "ppo"], "ppo needs .*reward|ppo needs .*sft"),
     ],
 )
