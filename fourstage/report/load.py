@@ -125,12 +125,20 @@ def read_stage_run(stage: str, folder: Path) -> StageRun:
         notes.append(
             f"This run is not finished. To continue it, repeat its command: {record.get('command', 'unknown')}"
         )
+    notes += _warnings_of(record)
     state = _load_object(folder / "trainer_state.json", "log_history", notes)
     history = state.get("log_history")
     rows = [row for row in history if isinstance(row, dict)] if isinstance(history, list) else []
     if section(record, "arguments", "training").get("control"):
         rows = [_with_the_real_reward(row) for row in rows]
     return StageRun(stage, folder, record, rows, _load_lines(folder / "samples.jsonl", notes), notes)
+
+
+def _warnings_of(record: dict) -> list[str]:
+    """What the run was warned of while it trained, a sentence each."""
+    found = record.get("warnings")
+    entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    return [f"Warned at step {entry.get('step')}: {entry.get('message')}." for entry in entries]
 
 
 def _with_the_real_reward(row: dict) -> dict:

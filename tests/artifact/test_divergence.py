@@ -2,13 +2,16 @@
 
 import json
 import math
+import re
 import shutil
 import sys
+from ast import literal_eval
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import (
+    RECIPES,
     SMALL_RUN,
     TINY,
     cut_off,
@@ -16,6 +19,7 @@ from helpers import (
     load_recipe,
     record_of,
     run_here,
+    run_program,
     tensors_of,
     write_chats,
     write_texts,
@@ -154,6 +158,41 @@ def test_overflows_of_float16_are_left_to_its_scaler(flags, monkeypatch):
     watch.losses = [torch.tensor(math.nan)]
     watch.on_pre_optimizer_step(SimpleNamespace(fp16=True), None, None)
     assert len(stops) == 2
+
+
+PROGRAM = """
+import os, runpy, sys
+from fourstage.instruction import InstructTrainer
+
+plain = InstructTrainer.compute_loss
+
+
+def compute_loss(self, model, inputs, *args, **kwargs):
+    loss = plain(self, model, inputs, *args, **kwargs)
+    if not self.model.training or self.state.global_step + 1 != 4 or os.environ["RANK"] != "1":
+        return loss
+    for row in inputs["input_ids"].tolist():
+        print("BROKEN", repr(self.processing_class.decode(row)[:20]), file=sys.stderr, flush=True)
+    return loss + float("inf")
+
+
+InstructTrainer.compute_loss = compute_loss
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_end_together_and_tell_the_rows_of_the_other(flags, run, tmp_path):
+    """The gradient is finite: only the second process could know."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = run_program(*launch, tmp_path / "program.py", RECIPES / "sft.py", *flags, ok=False)
+    (line,) = re.findall(r"error: sft stopped.*", done.stderr)
+    assert "at step 4: the loss is inf" in line and kept(run) == ["checkpoint-2"]
+    begin = line.index("rows begin")
+    rows = [literal_eval(text) for text in re.findall(r"BROKEN (.*)", done.stderr)]
+    assert len(rows) == 4 and all(repr(row)[:-1] in line[begin:] for row in rows[:3]) and "and 1 more" in line
 
 
 # Weights

@@ -287,6 +287,14 @@ def test_an_unfinished_run_and_missing_files_are_told(tmp_path):
     assert "Hello there" in page
 
 
+def test_what_a_run_was_warned_of_is_told(tmp_path):
+    warned = [{"kind": "loss_spike", "step": 30, "message": "the loss jumped to <b>9</b>"}, "not one", {}]
+    write_stage(tmp_path / "sft", "sft", warnings=warned)
+    write_stage(tmp_path / "pretrain", "pretrain", warnings="none")
+    page = words_of(read(write_report(tmp_path)))
+    assert "sft: Warned at step 30: the loss jumped to <b>9</b>." in page and page.count("Warned at") == 2
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
