@@ -136,8 +136,7 @@ def say(text: str) -> None:
     if int(os.environ.get("RANK", "0")):  # of torchrun and accelerate
         return
     ttys = _program.ttys if _program else []
-    below = _program and (2 in ttys or _program.first)  # a progress bar or ^C
-    line = ("\n" if below else "") + text + "\n"
+    line = ("\n" if 2 in ttys and text[0] != "\n" else "") + text + "\n"  # below ^C
     try:
         os.write(2, line.encode(errors="replace"))
     except OSError:  # a terminal that was closed: whoever writes to it next would fail too, in the middle of a step

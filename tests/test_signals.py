@@ -102,7 +102,7 @@ def test_the_first_signal_can_wait_for_a_good_moment(tmp_path):
     program = Program(tmp_path, FIRST.format(then="print('saved', flush=True); signals.end(signals.asked())"))
     program.pid()
     program.kill("SIGHUP")
-    assert program.ended() == (129, "asked 1\nsaved\n", "\nstopped by SIGHUP; go on with: x\n")
+    assert program.ended() == (129, "asked 1\nsaved\n", "stopped by SIGHUP; go on with: x\n")
 
 
 def test_the_second_does_not_wait(tmp_path):
@@ -111,7 +111,7 @@ def test_the_second_does_not_wait(tmp_path):
     program.kill("SIGINT")
     assert program.process.stdout.readline() == "asked 2\n"
     program.kill("SIGTERM")
-    assert program.ended() == (143, "", "\nstopped by SIGTERM; go on with: x\n")
+    assert program.ended() == (143, "", "stopped by SIGTERM; go on with: x\n")
 
 
 def test_what_goes_wrong_after_the_first_is_no_traceback(tmp_path):
@@ -120,7 +120,7 @@ def test_what_goes_wrong_after_the_first_is_no_traceback(tmp_path):
     program.pid()
     program.kill("SIGTERM")
     status, _, err = program.ended()
-    assert (status, err) == (143, "\nstopped by SIGTERM; go on with: x (RuntimeError: worker killed)\n")
+    assert (status, err) == (143, "stopped by SIGTERM; go on with: x (RuntimeError: worker killed)\n")
 
 
 def test_signals_that_came_together_are_one(monkeypatch):

@@ -61,13 +61,13 @@ class _StopWhenSaved(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        signals.last_words(f"ended by {{signal}}; from its last checkpoint the run goes on with: {self.command}")
+        signals.last_words(f"\nended by {{signal}}; from its last checkpoint the run goes on with: {self.command}")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self.asking.number:
             return
         at = f"step {state.global_step} of {state.max_steps}"
-        signals.last_words(f"stopped by {{signal}} after {at}, with a checkpoint; it goes on with:\n{self.command}")
+        signals.last_words(f"\nstopped by {{signal}} after {at}, with a checkpoint; it goes on with:\n{self.command}")
         self.trainer.callback_handler.on_train_end(args, state, control)  # the bar, the trackers
         PartialState().wait_for_everyone()  # at the end of any, the launcher may end the others
         self.trainer.end()
@@ -84,4 +84,4 @@ class _StopWhenSaved(TrainerCallback):
 
 
 def _tell(number: int) -> None:
-    signals.say(f"stopping with a checkpoint at the end of this step; kill {os.getpid()} ends it at once")
+    signals.say(f"\nstopping with a checkpoint at the end of this step; kill {os.getpid()} ends it at once")
