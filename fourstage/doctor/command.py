@@ -58,10 +58,10 @@ def _line(finding: Any) -> str:
 
 def _name(subject: Any) -> str:
     rows = {"pretrain": "text", "sft": "conversations", "reward": "pairs", "ppo": "prompts", "grpo": "problems"}
-    if subject.kind == "data":
+    if subject.kind == "data" and subject.stage:
         return f"data, read as {rows[subject.stage]} (--rows chooses)"
-    article = "the" if subject.kind in ("recipe", "settings") else "a"
-    return f"{article} {subject.kind}{' of ' + subject.stage if subject.stage else ''}"
+    article = {"recipe": "the ", "settings": "the ", "data": ""}.get(subject.kind, "a ")
+    return f"{article}{subject.kind}{' of ' + subject.stage if subject.stage else ''}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,10 +104,16 @@ def _subject(target: str, rows: str | None, flags: list[str]) -> Any:
         return open_recipe(target, settings) if settings else subject
     if path.is_dir() and read_record(path) is not None:
         return _open_run(target)
+    if runs := sorted(file.parent.name for file in path.glob("*/run.json")):
+        raise ValueError(f"TARGET={target} holds the runs {', '.join(runs)}; name one, such as {path / runs[0]}")
     is_model = is_gguf(target) or (path / "config.json").is_file() or (path.is_dir() and adapter_of(target) is not None)
     is_data = Path(path.name.removesuffix(".gz")).suffix in BUILDERS or (path.is_dir() and not is_model)
     if rows or is_data or target == "fourstage/demo" or target.startswith("reasoning-gym/"):
-        stage = STAGE_OF[rows or _kind_of_data(target)]
+        found: list = []
+        kind = rows or attempt(found, "rows", lambda: _kind_of_data(target))
+        if kind is None:
+            return Subject(target, "data", found=found)
+        stage = STAGE_OF[kind]
         return open_data(target, read_settings(stage, ["--dataset_name", target, *flags]))
     if not is_model and ("/" not in target or target.startswith((".", "/", "~", "runs/")) or target.count("/") > 1):
         raise ValueError(f"TARGET={target}: no such recipe, file or folder; it takes {_TARGET}, or an id of the Hub")

@@ -61,5 +61,6 @@ def some(places: Iterable[str], shown: int = 5) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """A count and its share: "12 of 300 (4 %)"."""
-    return f"{part:,} of {whole:,} ({100 * part / max(whole, 1):.2g} %)"
+    """A count and its share: "12 of 300 (4.0 %)"."""
+    percent = 100 * part / max(whole, 1)
+    return f"{part:,} of {whole:,} ({percent:.{0 if percent >= 10 else 1}f} %)"

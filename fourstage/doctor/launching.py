@@ -195,6 +195,8 @@ def memory_and_disk(subject: Subject) -> list[Finding]:
     """What `fourstage plan` says that the run needs, against what this machine has."""
     if subject.kind != "recipe" or subject.config is None or subject.settings is None:
         return []
+    if any(finding.what in ("settings", "rewards") for finding in subject.found):
+        return []  # what was left open has no values yet
     try:
         plan = _plan(subject)
     except ValueError as error:

@@ -189,7 +189,8 @@ def _rows(subject: Subject, settings: Settings) -> tuple[Part | None, Part | Non
     functions = [one for one in subject.rewards if callable(one)]
     parts = attempt(own, "rows", lambda: read_rows(settings, functions, subject.tokenizer if subject.chats else None))
     names = [settings.data.dataset_name, *(each.get("dataset_name") for each in settings.data.datasets or [])]
-    subject.found += [_unreached(finding, *names) for finding in own]
+    told = {finding.reason for finding in subject.found}
+    subject.found += [_unreached(finding, *names) for finding in own if finding.reason not in told]
     return parts or (None, None)
 
 

@@ -277,7 +277,7 @@ def test_golds_that_their_verifier_rejects(flags):
 def test_answers_that_leave_no_room_for_prompts(flags):
     subject = recipe("grpo", *flags("grpo"), "--max_completion_length", "250")
     level, text = only(launching.prompts_fit(subject))
-    assert level == "FAIL" and "60 of 60 (1e+02 %) have more than 6 tokens" in text.replace("100 %", "1e+02 %")
+    assert level == "FAIL" and "60 of 60 (100 %) have more than 6 tokens" in text
     level, text = only(launching.prompts_fit(recipe("grpo", *flags("grpo"), "--max_completion_length", "256")))
     assert level == "FAIL" and "leaves no room for a prompt in a context of 256" in text
 
@@ -347,6 +347,14 @@ def test_a_file_alone_is_known_by_its_columns(tmp_path, capsys):
     assert only(pairs.equal_pairs(data("reward", write_rows(tmp_path / "equal.jsonl", changed))))
 
 
+def test_a_file_that_cannot_be_read_is_a_finding_too(tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt"\n')
+    assert main(["doctor", str(file), "--json"]) == 1
+    (found,) = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["level"] == "FAIL"]
+    assert "line 2: broken JSON" in found["reason"] and found["fix"].startswith("mend or remove the line")
+
+
 def test_one_document_and_an_exit_status_for_ci(flags, capsys):
     changed = healthy_rows("problems")
     changed[6]["answer"] = "nobody knows"
@@ -363,7 +371,7 @@ def test_one_document_and_an_exit_status_for_ci(flags, capsys):
     [
         (["--num_generations", "3"], "settings: "),
         (["--learning_rate", "fast"], "settings: "),
-        (["--dataset_name", "nothing.jsonl"], "rows: dataset_name=nothing.jsonl: no such file or folder"),
+        (["--dataset_name", "nothing.jsonl"], "settings: dataset_name=nothing.jsonl: no such file or folder"),
         (["--model_name_or_path", "runs/nothing"], "model: runs/nothing does not exist"),
         (["--reward_funcs", "nunber"], "rewards: reward function 'nunber' is unknown"),
     ],
@@ -385,12 +393,16 @@ def test_what_a_recipe_refuses_is_a_finding(changes, message, flags, capsys):
         ([], "the following arguments are required: TARGET"),
         (["nothing"], "TARGET=nothing: no such recipe, file or folder"),
         (["nothing.yaml"], "TARGET=nothing.yaml: no such file"),
+        (["CHAIN"], "holds the runs one, two; name one"),
         (["fourstage/demo", "--rows", "words"], "argument --rows: invalid choice: 'words'"),
         (["fourstage/demo", "--show_mask", "-1"], "'-1' must be a whole number of rows"),
     ],
 )
-def test_bad_input_takes_one_line(command, message, capsys):
-    assert main(["doctor", *command]) == 1
+def test_bad_input_takes_one_line(command, message, tmp_path, capsys):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+    assert main(["doctor", *(str(tmp_path) if word == "CHAIN" else word for word in command)]) == 1
     said = capsys.readouterr().err.strip()
     assert message in said and "\n" not in said
 
