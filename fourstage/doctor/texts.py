@@ -59,16 +59,18 @@ def end_of_turn(subject: Subject) -> list[Finding]:
     name = tokenizer.convert_ids_to_tokens(cast(int, end))
     if subject.stage not in ("pretrain", "sft") or not subject.encoded:
         return [ok(what, f"the template closes the assistant's turn with {name}")]
-    never, often = [], []
+    never, fewer, often = [], [], []
     for row in subject.encoded:
         ends = sum(trained and i == end for i, trained in zip(row.ids, row.trained, strict=True))
         turns = row.row.row.get("completion")
         wanted = sum(turn["role"] == "assistant" for turn in turns) if turns else 1
         if ends != wanted:
-            (never if ends < wanted else often).append(row.row.at)
+            (never if not ends else fewer if ends < wanted else often).append(row.row.at)
     fix = "mend the template, or the data, so that one end closes each answer"
-    found = [fail(what, f"{name} is not trained at every end: {some(never)}", fix)] if never else []
+    found = [fail(what, f"{name} is never trained in {some(never)}", fix)] if never else []
     found += [fail(what, f"{name} is trained more than once a turn: {some(often)}", fix)] if often else []
+    # Some templates close former turns otherwise than the last.
+    found += [warning(what, f"{name} does not close every turn of {some(fewer)}", fix)] if fewer else []
     return found or [ok(what, f"{name} is trained once a turn, in {len(subject.encoded):,} rows")]
 
 

@@ -99,7 +99,15 @@ def test_ends_that_are_masked(flags, spoilt):
     )
     subject = recipe("sft", *flags("sft", model=with_template(spoilt(), change)))
     level, text = only(texts.end_of_turn(subject))
-    assert level == "FAIL" and "<|eos|> is not trained at every end: train row 1, 2" in text
+    assert level == "FAIL" and "<|eos|> is never trained in train row 1, 2" in text
+
+
+def test_former_turns_that_end_otherwise(flags, spoilt):
+    changed = healthy_rows("conversations")
+    changed[3] = {"messages": [{"role": role, "content": "ab"} for role in ("user", "assistant") * 2]}
+    change = lambda text: text.replace("+ eos_token", "+ (eos_token if loop.last else ' ')")  # noqa: E731
+    level, text = only(texts.end_of_turn(recipe("sft", *flags("sft", changed, with_template(spoilt(), change)))))
+    assert level == "warning" and "<|eos|> does not close every turn of train row 4;" in text
 
 
 def test_two_begins(flags, spoilt):
