@@ -57,8 +57,14 @@ def commands(work: Path) -> dict[str, list[str]]:
     flags["sft"] = [base, chats]
     flags["reward"] = [tuned, f"--dataset_name={work / 'pairs.jsonl'}"]
     flags["ppo"] = [tuned, chats, f"--reward_model_name_or_path={work / 'reward'}", *RL]
-    flags["grpo"] = [tuned, chats, "--reward_funcs", "number", "length", "--num_generations=4", *RL]
+    flags["grpo"] = [tuned, chats, "--reward_funcs", "kill_resume.vowels", "--num_generations=4", *RL]
     return {recipe: [*RUN, *own, f"--output_dir={work / recipe}"] for recipe, own in flags.items()}
+
+
+def vowels(completions: list, **columns: object) -> list[float]:
+    """A reward with spread from the first step on: the share of vowels."""
+    texts = [completion[0]["content"] for completion in completions]
+    return [sum(letter in "aeiou" for letter in text) / (len(text) + 1) for text in texts]
 
 
 def write_data(work: Path) -> None:
