@@ -27,7 +27,7 @@ from helpers import (
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoTokenizer, TrainerCallback
 
-from fourstage.artifact.divergence import Divergence, check_result, shown_rows
+from fourstage.artifact.divergence import Divergence, check_result, last_checkpoint, shown_rows
 from fourstage.instruction import InstructTrainer
 from fourstage.models.checkpoint import open_backbone, open_causal_lm, open_scorer
 from fourstage.models.finite import not_finite
@@ -126,6 +126,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_its_step(flags, run, capsys, 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_though_its_loss_is(flags, run, capsys, monkeypatch):
     def poisoned(loss, trainer):
+        assert not trainer.args.logging_nan_inf_filter  # it would log a mean in place of such a loss
         weight = trainer.model.get_input_embeddings().weight
         return loss + (weight.flatten()[0] * 0).sqrt() * 0  # 0 with the derivative 0 x infinity
 
@@ -324,6 +325,17 @@ def test_rows_are_shown_by_their_beginnings_with_control_characters_escaped():
     assert shown_rows([]) == ""
     assert shown_rows(["a\x1b[31m", "b"]) == r"; its rows begin 'a\x1b[31m', 'b'"
     assert shown_rows(["x" * 99, "2", "3", "4", "5"]) == f"; its rows begin '{'x' * 60}', '2', '3' and 2 more"
+
+
+def test_the_last_good_checkpoint_is_a_finished_one_of_a_step_before(tmp_path):
+    """In the order of the steps; what an earlier course left beyond the step does not count."""
+    for step in (2, 10, 9, 40):
+        folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoints" / "checkpoint-11").mkdir()  # cut off
+    assert last_checkpoint(tmp_path, 12) == tmp_path / "checkpoints" / "checkpoint-10"
+    assert last_checkpoint(tmp_path, 1) is None
 
 
 def test_not_finite_finds_each_kind_of_it_in_each_type():
