@@ -108,11 +108,12 @@ def open_recipe(target: str, settings: Settings) -> Subject:
         subject.rewards = attempt(found, "rewards", lambda: load_rewards(settings.training)) or ()
     _resolve(subject, settings)
     subject.train, subject.test = _rows(subject, settings)
-    if stage == "pretrain" and not subject.model and subject.train:
-        texts = stand_in_texts(subject.train)
-        size, length = settings.model.vocab_size or 384, settings.training.max_length
-        subject.tokenizer = attempt(found, "tokenizer", lambda: train_tokenizer(texts, size, length))
+    if stage == "pretrain" and not settings.model.model_name_or_path:
         subject.config = attempt(found, "model", lambda: shapes_of(settings).policy)
+        if subject.train and subject.train.rows:
+            texts = stand_in_texts(subject.train)
+            size, length = settings.model.vocab_size or 384, settings.training.max_length
+            subject.tokenizer = attempt(found, "tokenizer", lambda: train_tokenizer(texts, size, length))
     return subject
 
 
