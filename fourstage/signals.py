@@ -8,6 +8,7 @@ import os
 import select
 import shlex
 import signal
+import stat
 import sys
 import threading
 import time
@@ -139,10 +140,11 @@ def say(text: str) -> None:
     line = ("\n" if 2 in ttys and text[0] != "\n" else "") + text + "\n"  # below ^C
     try:
         os.write(2, line.encode(errors="replace"))
-    except OSError:  # a terminal that was closed: whoever writes to it next would fail too, in the middle of a step
+    except OSError:  # its terminal was closed, or who read it has gone: the next print would fail, within a step
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for fd in ttys:
-            os.dup2(nowhere, fd)
+        for fd in (1, 2):
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                os.dup2(nowhere, fd)
 
 
 def launch_command() -> str:
@@ -171,19 +173,30 @@ def _heard(*_: object) -> None:
 
 
 def _listen(program: _Program, read: int, launchers: list["psutil.Process"]) -> None:
+    handles: list[int] = []
+    for process in launchers:
+        with suppress(AttributeError, OSError):  # Linux has them: at once, before a print finds a pipe without reader
+            handles.append(os.pidfd_open(process.pid))
     while True:
-        if select.select([read], [], [], _LOOK)[0]:
+        if read in select.select([read, *handles], [], [], _LOOK)[0]:
             numbers = os.read(read, 64)
             # Those that came together are one request: some launchers hand on what the whole group got.
             ours = [n for n in numbers if n in ENDING and signal.getsignal(n) is _heard]
             if ours:
                 _take(program, ours[0])
             if 0 in numbers:
-                return
+                break
         elif launchers and _gone(launchers):
-            launchers = []
+            launchers, handles = [], _closed(handles)
             if not program.asked:
                 _take(program, signal.SIGTERM)
+    _closed(handles)
+
+
+def _closed(handles: list[int]) -> list[int]:
+    for handle in handles:
+        os.close(handle)
+    return []
 
 
 def _take(program: _Program, number: int) -> None:
