@@ -58,6 +58,11 @@ def test_what_spells_nothing_is_a_text_in_a_column_of_texts(tmp_path, streaming)
     args = DataArguments(dataset_name=str(path), dataset_streaming=streaming, test_split_size=0.3)
     expected = {f"c {i}": code for i, code in enumerate(codes) if code}
     assert answers(load_conversations(args, 0)) == expected
+    (tmp_path / "b.csv").write_text("question,answer\n" + "".join(f"c {i},{code}\n" for i, code in enumerate(codes)))
+    args_of_texts = DataArguments(
+        dataset_name=str(tmp_path / "b.csv"), dataset_streaming=streaming, test_split_size=0.3
+    )
+    assert answers(load_conversations(args_of_texts, 0)) == expected  # by the quick reader alone
     rows = {row["prompt"][0]["content"]: row for part in load_prompts(args, 0) for row in part}
     assert [rows[f"c {i}"]["hint"] for i in range(9)] == ["NA", "null", "None", "n/a", "nan", "x", None, "<NA>", "NULL"]
     assert [rows[f"c {i}"]["level"] for i in (2, 3, 4)] == [2, None, 4]
