@@ -6,6 +6,7 @@ minutes, and the rest trains. The configs call `check_values` before the librari
 
 import json
 import math
+import re
 import tempfile
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,7 +51,7 @@ _GROUPS: dict[Range, str] = {
     "ref_model_sync_steps ddp_bucket_cap_mb dataloader_prefetch_factor torch_empty_cache_steps "
     "vllm_tensor_parallel_size vllm_max_model_length",
     Range("at least 1, or null to keep all", lambda x: x >= 1): "save_total_limit",
-    Range("at least 2: of one token nothing can be learned", lambda x: x >= 2): "max_length",
+    Range("at least 2: of one token nothing can be learned", lambda x: 2 <= x <= 10**9): "max_length",
     Range("at least 1, or -1 to go by num_train_epochs", lambda x: 1 <= x <= 10**12 or x == -1): "max_steps",
     Range("0 or more and below 1", lambda x: 0 <= x < 1): "adam_beta1 adam_beta2 muon_momentum lora_dropout "
     "label_smoothing_factor",
@@ -97,6 +98,7 @@ CHOICES: dict[str, Sequence[str]] = {
         "dataloader_multiprocessing_context": "fork spawn forkserver",
         "torch_compile_mode": "default reduce-overhead max-autotune max-autotune-no-cudagraphs",
         "bnb_4bit_quant_type": "nf4 fp4",
+        "bnb_4bit_quant_storage": "uint8 int8 float16 bfloat16 float32",
         "scale_rewards": "group batch none",
         "importance_sampling_level": "token sequence",
         "multi_objective_aggregation": "sum_then_normalize normalize_then_sum",
@@ -129,6 +131,8 @@ _NAMES = (
     "chat_template_path",
     "dataset_config",
     "dataset_name",
+    "dataset_test_split",
+    "dataset_train_split",
     "model_name_or_path",
     "model_revision",
     "model_type",
@@ -140,6 +144,12 @@ _NAMES = (
 )
 
 
+def _is_loss(value: Any, given: Mapping[str, Any]) -> bool:
+    if "num_generations" in given:  # GRPO's, on which PPO builds
+        return value in ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "vespo", "luspo")
+    return "packing" not in given or value in ("nll", "dft", "chunked_nll")  # SFT's; others have their own
+
+
 def _is_padding(value: Any) -> bool:
     return value in ("auto", "none", "null") or (str(value).isdecimal() and 1 <= int(value) <= 65_536)
 
@@ -148,9 +158,14 @@ def _is_template(value: str) -> bool:
     return value.count("/") == 1 or Path(value).exists()
 
 
+def _is_count(value: str) -> bool:
+    return re.fullmatch(r"\s*[\d_]+(\.\d+)?\s*[kmbt]?\s*", str(value).lower()) is not None
+
+
 _OTHERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "pad_to_multiple_of": ("a whole number, at least 1, or auto, or none", _is_padding),
     "chat_template_path": ("the path of a template, or of a model that has one", _is_template),
+    "num_parameters": ("a positive whole number, such as 25M, 1.5B, 300k or 3000000", _is_count),
     "optim_args": ("key=value, several with commas", lambda text: all("=" in part for part in text.split(","))),
 }
 
@@ -203,7 +218,8 @@ _ATTENTION = {
     "flash_attention_4": "flash_attn",
 }
 
-_LARGEST = 1e30  # beyond it float32 soon overflows
+_LARGEST = 1e12  # of a setting; within a mapping, whose fields are others' own:
+_LARGEST_WITHIN = 1e30  # beyond it float32 soon overflows
 
 _short = Repr()
 _short.maxstring = _short.maxother = 80
@@ -239,6 +255,8 @@ def check_values(config: Any, **others: Range) -> None:
             _check_mapping(name, value)
         if name in _NAMES and isinstance(value, str):
             _check_name(name, value)
+        if name == "loss_type" and not _is_loss(value, given):
+            raise ValueError(f"loss_type={shown(value)} is not a loss of this stage; --help lists them")
         if name in _OTHERS and not _OTHERS[name][1](value):
             raise ValueError(f"{name}={shown(value)} must be {_OTHERS[name][0]}")
         if name in _NEEDS and value and find_spec(_NEEDS[name][0]) is None:
@@ -249,10 +267,11 @@ def check_values(config: Any, **others: Range) -> None:
 
 def check_finite(name: str, value: Any) -> None:
     """Raises ValueError for NaN or infinity in the value of the field `name`, or within its lists and mappings."""
+    largest = _LARGEST_WITHIN if isinstance(value, Mapping) else _LARGEST
     for one in _numbers(value):
         open_end = name == "reward_clip_range" and one in (math.inf, -math.inf)
-        if not (abs(one) < _LARGEST or open_end):
-            allowed = f", {RANGES[name].words}" if name in RANGES else f" below {_LARGEST:g}"
+        if not (abs(one) <= largest or open_end):
+            allowed = f", {RANGES[name].words}" if name in RANGES else f", {largest:g} at most"
             raise ValueError(f"{name}={shown(value)} must be a finite number{allowed}")
 
 

@@ -66,7 +66,6 @@ VALUES = [
     ("run_name: 1e3", "1e3"),
     ("run_name: 2024-01-31", "2024-01-31"),
     ("num_parameters: 800000", "800000"),
-    ("num_parameters: 1e6", "1e6"),
     ("num_parameters: 25M", "25M"),
     ("dataset_config: 2024", "2024"),
     ("dataset_config: no", "no"),

@@ -116,6 +116,11 @@ SENSELESS = [
     ("pretrain", "dataset_name", "y" * 5_000),
     ("pretrain", "dataset_name", '"a\\e[2Jb"'),
     ("sft", "learning_rate", ""),
+    ("sft", "loss_type", "grpo"),
+    ("sft", "bnb_4bit_quant_storage", "5"),
+    ("sft", "dataset_train_split", "''"),
+    ("sft", "num_parameters", "many"),
+    ("sft", "router_aux_loss_coef", "1e13"),
     ("sft", "chat_template_path", "nowhere.jinja"),
     ("sft", "optim_args", "x"),
     ("sft", "lora_r", "0"),
@@ -151,6 +156,7 @@ SENSELESS = [
     ("ppo", "num_generations", "0"),
     ("ppo", "use_vllm", "true"),
     ("grpo", "num_iterations", "0"),
+    ("grpo", "loss_type", "nll"),
     ("grpo", "reward_weights", ".nan"),
     ("grpo", "reward_weights", "[1, .inf]"),
     ("grpo", "epsilon_high", "0"),
@@ -275,7 +281,14 @@ def test_flags_of_other_programs():
     parser.add_argument("--count", type=whole_number(1))
     parser.add_argument("--share", type=number("between 0 and 1", lambda x: 0 <= x <= 1))
     assert parser.parse_args(["--count", "1", "--share", "0.5"]) == argparse.Namespace(count=1, share=0.5)
-    for flags in (["--count", "0"], ["--count", "10000000000"], ["--count", "1.5"], ["--count", "x"], ["--share", "nan"], ["--share", "2"]):
+    for flags in (
+        ["--count", "0"],
+        ["--count", "10000000000"],
+        ["--count", "1.5"],
+        ["--count", "x"],
+        ["--share", "nan"],
+        ["--share", "2"],
+    ):
         with pytest.raises(argparse.ArgumentError, match="must be a"):
             parser.parse_args(flags)
 
