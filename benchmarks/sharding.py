@@ -3,6 +3,7 @@
     python benchmarks/sharding.py OUTPUT_DIR
     python benchmarks/sharding.py OUTPUT_DIR --cases sft sft-lora --engines one fsdp2
     python benchmarks/sharding.py OUTPUT_DIR --chain runs/demo
+    python benchmarks/sharding.py OUTPUT_DIR --memory 10M
 
 A run is 5 updates in float32 on the CPU, with 8 rows an update: in one process, or divided between two. It starts from
 a chain of about 200,000 parameters, made first, or from the folders pretrain, sft and reward of --chain. FSDP2 runs on
@@ -12,6 +13,9 @@ Compared with one process are all that the trainer logs but times, rates and cou
 among it, and the weights that the run leaves. PPO and GRPO draw tokens by process, so theirs are compared with DDP;
 Muon under DeepSpeed is AdamW, and compared with it. "Apart by" is the largest difference of a figure over its largest
 value in the reference run. A finished run is not run again.
+
+With --memory: the most that torch's tensors take in one process over the two steps of sft and of PPO, policy and critic
+of that size, by engine, and its share of what one process alone takes.
 """
 
 import argparse
@@ -69,8 +73,13 @@ def cases(chain: Path) -> dict[str, list[str]]:
     return full | adapted
 
 
-def launch(engine: str, folder: Path, recipe: str, flags: list[str], rows: int = 8) -> str:
-    """Runs a recipe into `folder`, logging to FOLDER.log. Returns "" if it succeeded, else the line that says why."""
+def launch(
+    engine: str, folder: Path, recipe: str, flags: list[str], rows: int = 8, measured: Path | None = None
+) -> str:
+    """Runs a recipe into `folder`, logging to FOLDER.log. Returns "" if it succeeded, else the line that says why.
+
+    With `measured` it ends after training, and what it held is written there.
+    """
     if (folder / "trainer_state.json").is_file():
         return ""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +94,7 @@ def launch(engine: str, folder: Path, recipe: str, flags: list[str], rows: int =
     if engine == "fsdp2":
         path.insert(0, str(ROOT / "tests" / "sharded"))
         more["FSDP_ON_CPU"] = "1"
+    words += ["-m", "fourstage.plan.measuring", str(measured), "allocated"] if measured else []
     words += [str(ROOT / "recipes" / f"{recipe}.py"), *flags, f"--per_device_train_batch_size={rows}", *ALL]
     with open(f"{folder}.log", "w") as log:
         environment = {**os.environ, **more, "PYTHONPATH": os.pathsep.join(filter(None, path))}
@@ -161,6 +171,29 @@ def run_case(out: Path, chain: Path, case: str, engine: str) -> dict:
     return {"figures": figures(folder)} if folder == reference else compare(folder, reference)
 
 
+def memory(out: Path, size: str, engines: list[str]) -> str:
+    """A table of the largest peak of a process, in MB, by stage and engine."""
+    short = ["--max_steps=2", "--save_strategy=no", "--eval_strategy=no", "--eval_on_start=false"]
+    big = {"pretrain": [*BASE, f"--num_parameters={size}"], "reward": ["reward"], "sft": ["sft"], "ppo": ["ppo", *RL]}
+    base, scored = f"--model_name_or_path={out / 'pretrain'}", f"--reward_model_name_or_path={out / 'reward'}"
+    for stage in ("pretrain", "reward"):
+        parent = [base] if stage == "reward" else []
+        if failed := launch("one", out / stage, big[stage][0], [*big[stage][1:], *parent, *short]):
+            raise SystemExit(f"{stage}: {failed}")
+    lines = [f"| {size} | {' | '.join(engines)} |", "|---" * (len(engines) + 1) + "|"]
+    for stage, more in (("sft", [base]), ("ppo", [base, scored])):
+        peaks = {}
+        for engine in engines:
+            folder, file = out / f"{stage}-{engine}", out / f"{stage}-{engine}.json"
+            if failed := launch(engine, folder, stage, [*big[stage][1:], *more, *short], measured=file):
+                raise SystemExit(f"{stage}, {engine}: {failed}")
+            peaks[engine] = max(json.loads(path.read_text())["peak"] for path in out.glob(f"{file.name}*"))
+            print(stage, engine, peaks[engine], flush=True)
+        cells = [f"{peak / 1e6:.0f} MB ({peak / peaks[engines[0]]:.2f})" for peak in peaks.values()]
+        lines.append(f"| {stage} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def table(results: dict[str, dict[str, dict]], engines: list[str]) -> str:
     lines = [f"| | {' | '.join(engines)} |", "|---" * (len(engines) + 1) + "|"]
     for case, row in results.items():
@@ -181,8 +214,12 @@ def main() -> None:
     parser.add_argument("--chain", type=Path, help="folder with pretrain, sft and reward (default: made here)")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--cases", nargs="+", choices=list(cases(Path())))
+    parser.add_argument("--memory", metavar="SIZE", help="measure memory instead, with models of so many parameters")
     args = parser.parse_args()
     out = args.output_dir.resolve()
+    if args.memory:
+        print(memory(out / f"memory-{args.memory}", args.memory, args.engines))
+        return
     chain = (args.chain or out / "chain").resolve()
     for stage, command in {} if args.chain else chain_commands(chain).items():
         if failed := launch("one", chain / stage, command[0], command[1:], rows=16):

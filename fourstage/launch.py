@@ -47,6 +47,7 @@ def check_launch(training_args: "TrainingArguments") -> None:
     check_world_size(state, training_args.output_dir)
     check_sharding(state, training_args)
     make_models_whole(state)
+    size_buckets(training_args)
 
 
 def make_models_whole(state: PartialState) -> None:
@@ -60,6 +61,16 @@ def make_models_whole(state: PartialState) -> None:
         from transformers.integrations import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()
+
+
+def size_buckets(training_args: "TrainingArguments") -> None:
+    """Has DeepSpeed's buffers for gradients follow the model: its own are 2 GB in each process, whatever the model.
+
+    accelerate puts the square of the hidden size in the place of "auto".
+    """
+    plugin = getattr(training_args, "deepspeed_plugin", None)
+    if plugin is not None:
+        plugin.deepspeed_config.get("zero_optimization", {}).setdefault("reduce_bucket_size", "auto")
 
 
 def check_accelerate_processes(state: PartialState) -> None:

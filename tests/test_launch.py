@@ -213,3 +213,11 @@ def test_command_of_the_launcher_is_found_among_the_parents(monkeypatch, command
     parents = [SimpleNamespace(cmdline=line.split) for line in ("timeout 60", command, "bash -c train")]
     monkeypatch.setattr(launch.psutil, "Process", lambda: SimpleNamespace(parents=lambda: parents))
     assert launch.processes_asked_of_accelerate() == asked
+
+
+def test_buffers_of_deepspeed_follow_the_model_unless_their_size_is_given():
+    for given, taken in ({}, "auto"), ({"reduce_bucket_size": 7}, 7):
+        plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 3, **given}})
+        launch.size_buckets(SimpleNamespace(deepspeed_plugin=plugin))
+        assert plugin.deepspeed_config["zero_optimization"] == {"stage": 3, "reduce_bucket_size": taken}
+    launch.size_buckets(SimpleNamespace(deepspeed_plugin=None))

@@ -10,6 +10,7 @@ torch's allocator gave out, as torch.profiler reports it (allocated): one of the
 import ctypes
 import gc
 import json
+import os
 import runpy
 import sys
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 
 def main(result: str, way: str, recipe: str, *flags: str) -> None:
@@ -34,7 +36,8 @@ def main(result: str, way: str, recipe: str, *flags: str) -> None:
             found = {"peak": held + _most_allocated(step), "what": "allocated by torch"}
         else:
             found = {"peak": held + _resident_growth(step), "what": "resident set"}
-        Path(result).write_text(json.dumps({**found, "held": held}))
+        rank = os.environ.get("RANK", "0")  # of several processes each measures itself
+        Path(result if rank == "0" else f"{result}.{rank}").write_text(json.dumps({**found, "held": held}))
         raise SystemExit(0)
 
     own = Trainer.train
@@ -48,7 +51,10 @@ def _held(trainer: Any) -> int:
     models = [trainer.model, getattr(trainer, "ref_model", None), getattr(trainer, "value_model", None)]
     models += [one for one in getattr(trainer, "reward_funcs", []) if isinstance(one, torch.nn.Module)]
     tensors: Iterable[torch.Tensor] = (
-        x for model in models if model is not None for x in [*model.parameters(), *model.buffers()]
+        x.to_local() if isinstance(x, DTensor) else x
+        for model in models
+        if model is not None
+        for x in [*model.parameters(), *model.buffers()]
     )
     return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
 
