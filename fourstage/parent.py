@@ -15,7 +15,6 @@ from fourstage.stages import RECIPES, STAGES
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 VALUE_HEAD = "value_head.safetensors"  # PPO's critic writes it beside its backbone
-_STAGE_NAMES = [*STAGES]  # a list, as what stands in a foreign run.json may not be hashable
 _TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 # Adapters of PEFT that add to what the model reads, or choose by it: no weights are equal to the model with them.
 _UNMERGEABLE = {
@@ -318,7 +317,8 @@ def read_record(folder: str | Path) -> dict | None:
 def _reads_as_ours(record: dict) -> bool:
     arguments = record.get("arguments", {})
     groups = isinstance(arguments, dict) and all(isinstance(group, dict) for group in arguments.values())
-    return groups and isinstance(record.get("status"), str) and record.get("stage") in _STAGE_NAMES
+    # A list, as what stands in a foreign run.json may not be hashable.
+    return groups and isinstance(record.get("status"), str) and record.get("stage") in [*STAGES]
 
 
 def weights_hash(name: str) -> str | None:

@@ -79,6 +79,7 @@ def test_a_run_of_before_settings_were_resolved_goes_on_or_is_refused(runs, tmp_
     """Its run.json has None where a default was left open: the same command resumes it, another length does not."""
     chats, folder = write_chats(tmp_path / "chats.jsonl"), tmp_path / "sft"
     flags = ["--model_name_or_path", runs / "pretrain", "--dataset_name", chats, *SMALL_RUN, "--output_dir", folder]
+    flags.append("--save_total_limit=2")
     run_here("sft", *flags)
     cut_off(folder, 2)
     record = record_of(folder)

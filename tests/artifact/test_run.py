@@ -237,8 +237,8 @@ def test_a_resumption_with_other_processes_is_refused(chain, tmp_path, now, then
 def test_a_mended_command_may_take_the_folder_of_one_that_never_trained(chain, tmp_path):
     flags = [*chain["pretrain"], "--output_dir", tmp_path / "run"]
     with pytest.raises(ValueError):
-        run_here("pretrain", *flags, "--vocab_size=400")
-    assert files_in(tmp_path / "run") == {"run.json"}
+        run_here("pretrain", *flags, "--dataset_train_split=nope")
+    assert files_in(tmp_path / "run") == {"run.json", ".lock"}  # of this process
     run_here("pretrain", *flags, "--max_steps=1")
     assert record_of(tmp_path / "run")["status"] == "finished"
 
