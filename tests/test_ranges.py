@@ -89,6 +89,7 @@ SENSELESS = [
     ("pretrain", "dataset_num_proc", "0"),
     ("pretrain", "pad_to_multiple_of", "0"),
     ("pretrain", "pad_to_multiple_of", "x"),
+    ("pretrain", "enable_jit_checkpoint", "true"),
     ("pretrain", "ddp_timeout", "1000000000000"),
     ("pretrain", "optim", "nonsense"),
     ("pretrain", "optim", "lomo"),
