@@ -166,10 +166,7 @@ _OTHERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "pad_to_multiple_of": ("a whole number, at least 1, or auto, or none", _is_padding),
     "chat_template_path": ("the path of a template, or of a model that has one", _is_template),
     "num_parameters": ("a positive whole number, such as 25M, 1.5B, 300k or 3000000", _is_count),
-    "enable_jit_checkpoint": (
-        "false: SIGTERM and Ctrl-C leave a checkpoint anyway (docs/recipes.md)",
-        lambda on: not on,
-    ),
+    "enable_jit_checkpoint": ("false: SIGTERM and Ctrl-C leave a checkpoint anyway", lambda on: not on),
     "optim_args": ("key=value, several with commas", lambda text: all("=" in part for part in text.split(","))),
 }
 
