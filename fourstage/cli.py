@@ -85,7 +85,7 @@ def _add_prefer(commands: _Commands) -> None:
     add(
         "--host", default="127.0.0.1", help="127.0.0.1 is for this machine alone; others need the token that is printed"
     )
-    add("--port", type=whole_number(0, 65_535), default=8420, help="0 for any free one (default: 8420)")
+    add("--port", type=int, default=8420, help="0 for any free one (default: 8420)")
     add("--trains_next", action="store_true", help="the page says that a training follows, as `make prefer` has it")
     add("--stats", type=Path, metavar="FILE", help="say what the choices in a file amount to, and exit")
     add(
@@ -107,9 +107,7 @@ def _add_chat(commands: _Commands) -> None:
     chat.add_argument("models", nargs="*", metavar="MODEL", help=stage)
     chat.add_argument("--web", action="store_true", help="on a page in the browser (without MODEL: runs/demo)")
     chat.add_argument("--host", default="127.0.0.1", help="with --web: others need the token that is printed")
-    chat.add_argument(
-        "--port", type=whole_number(0, 65_535), default=8421, help="with --web: 0 for any free one (default: 8421)"
-    )
+    chat.add_argument("--port", type=int, default=8421, help="with --web: 0 for any free one (default: 8421)")
     where = "with --web: which of two answers you found better (default: prefs.jsonl)"
     chat.add_argument("--output", type=Path, default=Path("prefs.jsonl"), metavar="FILE", help=where)
     chat.add_argument("--prompt", metavar="TEXT", help="answer this alone, and exit")
