@@ -404,11 +404,11 @@ def test_a_generated_task_with_a_curriculum():
     [
         ("sudoku", None, "no task 'sudoku'.*chain_sum"),
         ("chain_sum", '{"terms": 2}', "no setting terms; it has .*min_terms"),
-        ("chain_sum", "{terms", "must be .*JSON"),
+        ("chain_sum", "{terms", "must be a mapping, in JSON"),
     ],
 )
 def test_tasks_that_cannot_be_made(name, task_settings, why):
     pytest.importorskip("reasoning_gym")
-    args = DataArguments(dataset_name=f"reasoning-gym/{name}", task_settings=task_settings)
     with pytest.raises(ValueError, match=why):
+        args = DataArguments(dataset_name=f"reasoning-gym/{name}", task_settings=task_settings)
         load_problems(args, 0, [verifiers.number], SimpleNamespace(unverifiable="error", system_prompt=None))
