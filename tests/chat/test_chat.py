@@ -173,7 +173,8 @@ def test_wrong_settings(cli, folders, name, flags, message):
 
 def test_what_cannot_be_opened(cli, folders, tmp_path):
     (tmp_path / "cut").mkdir()
-    (tmp_path / "cut" / "run.json").write_text('{"status": "running", "stage": "sft", "command": "accelerate launch x"}')
+    unfinished = {"status": "running", "stage": "sft", "command": "accelerate launch x"}
+    (tmp_path / "cut" / "run.json").write_text(json.dumps(unfinished))
     (tmp_path / "empty").mkdir()
     cases = {
         folders / "reward": "is a reward model: it scores answers and writes none",
