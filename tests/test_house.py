@@ -74,8 +74,8 @@ MAY_IMPORT = {
     "demo": "arguments artifact atomic data evaluation imports models parent ranges rl signals stages verifiers",
     "web": "signals",
     "prefer": "arguments atomic data errors evaluation models parent rl speaking web",
-    "doctor": "arguments artifact data errors evaluation imports instruction models parent plan ppo pretraining printing "
-    "resolve rl shipped verifiers",
+    "doctor": "arguments artifact data errors evaluation imports instruction models parent plan ppo pretraining "
+    "printing resolve rl shipped verifiers",
     "cli": "artifact chat disk doctor imports plan prefer printing ranges report shipped signals",
 }
 # All that these may import beside the standard library and themselves.
