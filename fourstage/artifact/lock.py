@@ -12,6 +12,7 @@ if os.name == "posix":
 
 NAME = ".lock"
 _held: dict[Path, int] = {}  # folder -> file descriptor, of this process
+_made: set[Path] = set()  # the folders that were made for their lock
 
 
 def lock_folder(folder: Path) -> None:
@@ -23,7 +24,9 @@ def lock_folder(folder: Path) -> None:
     """
     if os.name != "posix" or folder.resolve() in _held:
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        _made.add(folder.resolve())
     while True:
         file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -48,11 +51,14 @@ def lock_folder(folder: Path) -> None:
 
 
 def unlock_folder(folder: Path) -> None:
-    """Removes the lock; nothing if this process does not hold it."""
+    """Removes the lock, and the folder if it was made for it and is empty; nothing if this process has no lock."""
     file = _held.pop(folder.resolve(), None)
     if file is not None:
         (folder / NAME).unlink(missing_ok=True)
         os.close(file)
+        if folder.resolve() in _made:
+            with suppress(OSError):  # it holds a run by now
+                folder.rmdir()
 
 
 def _is_still(path: Path, file: int) -> bool:

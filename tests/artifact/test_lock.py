@@ -97,3 +97,15 @@ def test_a_file_system_without_locks_costs_a_warning(tmp_path, monkeypatch, caps
     said = capsys.readouterr().err
     assert said.startswith("warning:") and said.count("\n") == 1 and "No locks available" in said
     unlock_folder(tmp_path)
+
+
+def test_a_folder_made_for_the_lock_goes_with_it_unless_a_run_began_there(tmp_path):
+    for name, content in (("empty", None), ("run", "run.json")):
+        lock_folder(tmp_path / name)
+        if content:
+            (tmp_path / name / content).write_text("{}")
+        unlock_folder(tmp_path / name)
+    (tmp_path / "mine").mkdir()
+    lock_folder(tmp_path / "mine")
+    unlock_folder(tmp_path / "mine")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "mine"}
