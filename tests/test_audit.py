@@ -107,14 +107,14 @@ def test_the_whole_chain_keeps_to_its_folders(rows, tmp_path):
 @pytest.mark.parametrize(
     ("line", "event"),
     [
-        ("open('/tmp/elsewhere', 'w')", "open"),
+        ("open({outside!r}, 'w')", "open"),
         ("import socket; socket.socket().connect_ex(('127.0.0.1', 9))", "socket.connect"),
         ("import subprocess; subprocess.run(['true'])", "subprocess.Popen"),
-        (f"eval({CODE!r}.replace('touch', 'echo'))", "compile"),
-        ("import os; os.makedirs('/tmp/else/where', exist_ok=True)", "os.mkdir"),
+        (f"compile({CODE!r}, 'a row', 'eval')", "compile"),
+        ("import os; os.mkdir({outside!r})", "os.mkdir"),
     ],
 )
 def test_the_audit_sees_each_kind(tmp_path, line, event):
     program = tmp_path / "program.py"
-    program.write_text(line)
+    program.write_text(line.format(outside=str(tmp_path.parent / f"{tmp_path.name}-outside")))
     assert any(found.startswith(event) for found in audited(tmp_path, program))

@@ -24,6 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from fourstage.artifact.checkpoints import numbered, was_whole
 from fourstage.artifact.signs import Settings, Sign, Watch
 from fourstage.models.finite import not_finite
 
@@ -298,8 +299,8 @@ def shown_rows(rows: list[str]) -> str:
 
 def last_checkpoint(folder: Path, step: int) -> Path | None:
     """The newest finished checkpoint of a run at or before a step."""
-    found = [(int(s.parent.name.split("-")[1]), s.parent) for s in folder.glob("checkpoints/*-*/trainer_state.json")]
-    return max((entry for entry in found if entry[0] <= step), default=(0, None))[1]
+    found = [path for path in numbered(folder) if was_whole(path) and int(path.name.split("-")[1]) <= step]
+    return found[-1] if found else None
 
 
 def check_result(folder: Path, model: nn.Module, state_dict: dict[str, Tensor] | None) -> None:

@@ -211,13 +211,18 @@ def test_a_folder_that_cannot_be_synced_is_no_failure(tmp_path, monkeypatch):
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     fsync = os.fsync
 
+    refused, synced = [], []
+
     def as_on_some_network(descriptor):
         if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            refused.append(os.readlink(f"/proc/self/fd/{descriptor}"))
             raise OSError(22, "Invalid argument")
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", as_on_some_network)
     write_through(tmp_path)
+    assert str(tmp_path) in refused and synced == [str(tmp_path / "a")]
 
 
 def test_a_checkpoint_about_to_be_written_over_does_not_count(unfinished):
