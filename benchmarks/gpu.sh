@@ -5,13 +5,13 @@
 #     bash benchmarks/gpu.sh                                     on a machine with a GPU and fourstage installed
 #     SIZE=1M ROWS=2 LENGTH=64 STEPS=2 SHARE=20 SLACK=9 bash benchmarks/gpu.sh    tries the script itself, also on a CPU
 #
-# TEXT names texts to pre-train on (default: the embedded data), PEAK the card's dense bfloat16 FLOP/s (default: 989e12,
-# H100 and H200). Every part has a limit of its own and a log in $OUT; one that fails does not stop the next. The table,
-# $OUT/gpu.md, is written anew after every part.
+# PEAK is the card's dense bfloat16 FLOP/s (default: 989e12, H100 and H200). Every part has a limit of its own and a log in
+# $OUT; one that fails does not stop the next. Parts 1 to 7, 11 and 12 ask whether it works, and run beside one another;
+# the others are timed, and run alone. The table, $OUT/gpu.md, is written anew after every part.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUT=${OUT:-runs/gpu} SIZE=${SIZE:-124M} ROWS=${ROWS:-32} LENGTH=${LENGTH:-1024} STEPS=${STEPS:-20} PEAK=${PEAK:-989e12}
-TEXT=${TEXT:-fourstage/demo} PYTHON=${PYTHON:-python3} SLACK=${SLACK:-1} SHARE=${SHARE:-1}
+PYTHON=${PYTHON:-python3} SLACK=${SLACK:-1} SHARE=${SHARE:-1}
 mkdir -p "$OUT"; work=$(mktemp -d); parts=$OUT/parts.tsv; : > "$parts"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
@@ -28,12 +28,13 @@ part() {  # name, limit in seconds, pattern of the lines for the table, command.
 
 table() {
   { echo "$(nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader 2> /dev/null || echo no GPU);" \
-      "$($PYTHON -c 'import torch, transformers, trl; print("torch", torch.__version__, "transformers", transformers.__version__, "trl", trl.__version__)');" \
-      "$SIZE, $ROWS rows of $LENGTH tokens"
+      "$versions; $SIZE, $ROWS rows of $LENGTH tokens"
     echo; echo '| part | exit | seconds | |'; echo '|---|---|---|---|'
-    awk -F '\t' '{ gsub("~", "<br>", $4); print "| " $1 " | " $2 " | " $3 " | " $4 " |" }' "$parts"
+    sort -n "$parts" | awk -F '\t' '{ gsub("~", "<br>", $4); print "| " $1 " | " $2 " | " $3 " | " $4 " |" }'
   } > "$OUT/gpu.md"
 }
+
+versions=$($PYTHON -c 'from importlib.metadata import version as v; print(*(f"{n} {v(n)}" for n in ("torch", "transformers", "trl")))')
 
 demo() {  # recipe, steps, flags...
   echo "launch recipes/$1.py --config recipes/configs/demo/$1.yaml --output_dir $work/$1 --max_steps $((($2 + SHARE - 1) / SHARE)) ${*:3}"
@@ -41,21 +42,25 @@ demo() {  # recipe, steps, flags...
 config=accelerate_configs/single.yaml
 done_line='finished:|tokens/s$|held-out|peak memory|seconds'
 
-part 1-pretrain 70 "$done_line" "$(demo pretrain 300)"
-part 2-sft 60 "$done_line" "$(demo sft 200 --model_name_or_path "$work/pretrain")"
-part 3-reward 45 "$done_line" "$(demo reward 60 --model_name_or_path "$work/sft")"
-part 4-ppo 60 "$done_line" "$(demo ppo 16 --model_name_or_path "$work/sft" --reward_model_name_or_path "$work/reward")"
-part 5-grpo 60 "$done_line" "$(demo grpo 8 --model_name_or_path "$work/ppo")"
+chain() {
+  part 1-pretrain 120 "$done_line" "$(demo pretrain 300)"
+  part 2-sft 90 "$done_line" "$(demo sft 200 --model_name_or_path "$work/pretrain")"
+  part 3-reward 60 "$done_line" "$(demo reward 60 --model_name_or_path "$work/sft")"
+  part 4-ppo 90 "$done_line" "$(demo ppo 16 --model_name_or_path "$work/sft" --reward_model_name_or_path "$work/reward")"
+  part 5-grpo 90 "$done_line" "$(demo grpo 8 --model_name_or_path "$work/ppo")"
+  part 7-as-on-cpu 120 'equal|differ' "$PYTHON benchmarks/gpu_parity.py --models $work"
+}
+chain &
 again="$(demo pretrain 300) --output_dir $work/again --save_strategy steps --save_steps 5"
-part 6-resume 90 'resum|finished' "($again > /dev/null 2>&1 &); until ls $work/again/checkpoints/checkpoint-*/trainer_state.json; do sleep 0.2; done; \
-  pkill -9 -f '^[^ ]*python[^ ]* .*/again'; sleep 1; $again"
-part 7-as-on-cpu 90 'equal|differ' "$PYTHON benchmarks/gpu_parity.py --models $work"
-part 8-pretrain-mfu 120 "mfu|shipped/" "$PYTHON benchmarks/pretrain_throughput.py --sizes $SIZE --length $LENGTH --batch $ROWS \
+part 6-resume 150 'resum|finished' "($again > /dev/null 2>&1 &); until ls $work/again/checkpoints/checkpoint-*/trainer_state.json; do sleep 0.2; done; \
+  pkill -9 -f '^[^ ]*python[^ ]* .*/again'; sleep 1; $again" &
+(config=accelerate_configs/fsdp2.yaml
+ part 11-fsdp2 120 "$done_line" "launch --num_processes 1 recipes/pretrain.py --config recipes/configs/demo/pretrain.yaml \
+  --output_dir $work/fsdp2 --max_steps 20") &
+part 12-tests 150 'passed|failed' "$PYTHON -m pytest -m gpu tests/test_gpu.py -p no:cacheprovider" &
+wait
+part 8-pretrain-mfu 150 "mfu|shipped/" "$PYTHON benchmarks/pretrain_throughput.py --sizes $SIZE --length $LENGTH --batch $ROWS \
   --steps $STEPS --rounds 1 --peak $PEAK --ways shipped compiled"
-part 9-grpo-split 60 'generation|log-prob|backward|seconds' "$PYTHON benchmarks/gpu_steps.py grpo --size $SIZE"
-part 10-ppo-split 60 'generation|log-prob|backward|seconds' "$PYTHON benchmarks/gpu_steps.py ppo --size $SIZE"
-config=accelerate_configs/fsdp2.yaml
-part 11-fsdp2 60 "$done_line" "launch --num_processes 1 recipes/pretrain.py --config recipes/configs/demo/pretrain.yaml \
-  --output_dir $work/fsdp2 --max_steps 20"
-part 12-tests 60 'passed|failed' "$PYTHON -m pytest -m gpu tests -p no:cacheprovider"
+part 9-grpo-split 90 'generation|log-prob|backward|seconds' "$PYTHON benchmarks/gpu_steps.py grpo --size $SIZE"
+part 10-ppo-split 90 'generation|log-prob|backward|seconds' "$PYTHON benchmarks/gpu_steps.py ppo --size $SIZE"
 cat "$OUT/gpu.md"
