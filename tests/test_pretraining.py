@@ -16,7 +16,7 @@ from trl import SFTTrainer
 
 from fourstage.arguments import PretrainConfig
 from fourstage.models.tokenizer import train_tokenizer
-from fourstage.optim import MuonWithAdamW
+from fourstage.optim import BatchedMuon, MuonWithAdamW, orthogonal
 from fourstage.pretraining import PretrainTrainer, bytes_per_token, packing_strategy
 
 WORDS = ["red", "kite", "über", "river", "the", "old", "man", "saw", "a", "green", "boat"]
@@ -153,6 +153,33 @@ def test_it_steps_as_torchs_two_optimizers_do():
         step(two, theirs, seed)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(ours, parameters(), strict=True))
+
+
+def test_matrices_of_one_shape_step_together_as_torch_steps_each():
+    """The way of a GPU, run here: two wide, two tall and a single matrix, one without a gradient in a step."""
+    torch.manual_seed(1)
+    shapes = ((8, 16), (12, 4), (8, 16), (12, 4), (6, 6))
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    one, other = BatchedMuon(ours, **MUON), Muon(theirs, **MUON)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            a.grad = None if number == seed else torch.randn_like(a)
+            b.grad = None if a.grad is None else a.grad.clone()
+        one.step_alike()
+        other.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-3)  # steps are 0.2 x rate x root of the side: up to 0.016 each
+        torch.testing.assert_close(one.state[a], other.state[b])
+
+
+def test_orthogonal_matrices_have_singular_values_near_one():
+    torch.manual_seed(0)
+    for shape in ((3, 16, 24), (2, 24, 16)):
+        values = torch.linalg.svdvals(orthogonal(torch.randn(shape), (3.4445, -4.775, 2.0315), 5, 1e-7).float())
+        assert values.min() > 0.4 and values.max() < 1.3
+    assert not orthogonal(torch.zeros(2, 3, 4), (3.4445, -4.775, 2.0315), 5, 1e-7).any()
 
 
 def test_its_saved_state_goes_on_identically():

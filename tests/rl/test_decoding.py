@@ -109,6 +109,28 @@ def test_tokens_are_those_of_transformers_seed_for_seed(kind, how):
     assert len(ended) > 4 and CAP in ended
 
 
+@pytest.mark.parametrize("kind", [llama, qwen3, gpt2])
+@pytest.mark.parametrize("how", [{"do_sample": False}, {"temperature": 0.7}])
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_cache_of_fixed_length_gives_the_same_tokens(kind, how, padded, monkeypatch):
+    """What a GPU records and replays, run step by step; with no padding at all transformers makes no mask."""
+    rows = prompts() if padded else {name: value[[0] * 4 + [6] * 4] for name, value in prompts().items()}
+    assert padded or rows["attention_mask"].all()
+    monkeypatch.setattr("fourstage.rl.decoding.recordable", lambda model: True)
+    config, ended = settings(**how), set()
+    for seed in range(4):
+        model = built(kind, seed)
+        set_seed(seed)
+        theirs = model.generate(**rows, generation_config=config)
+        after = torch.rand(1)
+        set_seed(seed)
+        ours = decode(model, **rows, config=config)
+        assert torch.equal(ours, theirs)
+        assert torch.equal(torch.rand(1), after)
+        ended |= set(lengths(ours))
+    assert len(ended) > (4 if padded else 1)
+
+
 def test_prompts_are_read_once_and_ended_rows_leave():
     model, seen = built(llama), []
     model.model.register_forward_pre_hook(
