@@ -39,7 +39,7 @@ def losses(recipe: str, models: Path, on_cpu: bool, out: str) -> list[tuple[floa
     done = subprocess.run(
         [*command, "--output_dir", out],
         cwd=HERE,
-        env={**os.environ, "PYTHONPATH": str(HERE)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
         check=False,

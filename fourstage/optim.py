@@ -98,10 +98,10 @@ class BatchedMuon(Muon):
 
     def _step_some(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Momentum, its orthogonalisation and decoupled weight decay (arXiv 2502.16982, 2.2), for one shape."""
-        gradients = [parameter.grad for parameter in parameters]
-        for parameter in parameters:
+        gradients: Any = [parameter.grad for parameter in parameters]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             if "momentum_buffer" not in self.state[parameter]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(gradient)
         buffers, momentum = [self.state[parameter]["momentum_buffer"] for parameter in parameters], group["momentum"]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's

@@ -8,22 +8,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from transformers import (
-    Cache,
-    DynamicCache,
-    DynamicLayer,
-    GenerationConfig,
-    GenerationMixin,
-    PreTrainedModel,
-    StaticCache,
-)
+from transformers import DynamicCache, DynamicLayer, GenerationConfig, GenerationMixin, PreTrainedModel
 
 from fourstage.evaluation.generation import ignored_sampling_fields
 from fourstage.models.facts import stop_ids
 from fourstage.models.fused_head import base_model
+from fourstage.rl.recorded import RecordedStep, recordable
 
-_RECORDED_FROM = 8  # tokens, below which recording a step takes longer than it saves
 _DROPPED_SHARE = 0.25  # once this share of the rows left has ended, the cache is copied without them
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep")
 # Settings that the loop below follows, and settings that have no effect at these values.
@@ -84,59 +75,6 @@ def follows(model: nn.Module, config: GenerationConfig) -> bool:
     return not (unknown or different or inherited) and limited and (sampled or config.do_sample is False)
 
 
-def recordable(model: nn.Module) -> bool:
-    """Whether a step of one token can be recorded as a CUDA graph: whole weights on one GPU, in a type of model whose
-    forward pass transformers compiles in one piece, which no mixture of experts with sizes that depend on data is."""
-    base = base_model(model)
-    whole = all(p.is_cuda and not isinstance(p, DTensor) for p in base.parameters())
-    return whole and base._can_compile_fullgraph and getattr(base, "hf_quantizer", None) is None
-
-
-class RecordedStep:
-    """The forward pass of one token for every row, recorded as a CUDA graph and replayed from then on.
-
-    A step of a small model is hundreds of kernels, which take less time than their launches. The cache and the mask
-    have a fixed length, so that every step has the same shapes.
-
-    Args:
-        mask: (B, P), of the prompts that `cache` holds. length: the cache's.
-    """
-
-    def __init__(self, model: nn.Module, cache: StaticCache, mask: Tensor, length: int):
-        self.model, self.cache = model, cache
-        self.read = mask.size(1)
-        self.mask = torch.cat([mask, mask.new_zeros(len(mask), length - self.read)], dim=1)
-        self.tokens, self.places = mask.new_zeros(len(mask), 1), mask.sum(dim=1, keepdim=True) - 1
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.warm = False
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """The logits after `tokens`, (B,) -> (B, V)."""
-        self.tokens.copy_(tokens[:, None])
-        self.places.add_(1)
-        self.mask[:, self.read] = 1
-        self.read += 1
-        if not self.tokens.is_cuda:
-            return self._forward()
-        if not self.warm:  # libraries set themselves up in a first pass, which cannot be recorded
-            self.warm, stream = True, torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                logits = self._forward()
-            torch.cuda.current_stream().wait_stream(stream)
-            return logits
-        if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                self.logits = self._forward()
-        self.graph.replay()
-        return self.logits
-
-    def _forward(self) -> Tensor:
-        inputs = {"attention_mask": self.mask, "position_ids": self.places, "past_key_values": self.cache}
-        return self.model(input_ids=self.tokens, **inputs, use_cache=True).logits[:, -1]
-
-
 @torch.no_grad()
 def decode(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, config: GenerationConfig) -> Tensor:
     """What `model.generate` returns: ids of prompt and completion, (B, P + T), padded; T is at most max_new_tokens.
@@ -151,11 +89,9 @@ def decode(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, config: 
         ValueError: for probabilities that are not finite.
     """
     limit, mask, size = config.max_new_tokens or 0, attention_mask, len(input_ids)
-    length, shape = mask.size(1) + limit, base_model(model).config
-    recorded = limit >= _RECORDED_FROM and recordable(model)
-    cache = StaticCache(config=shape, max_cache_len=length) if recorded else DynamicCache(config=shape)
+    cache = DynamicCache(config=base_model(model).config)
     logits = _read_prompts(model, input_ids, mask, cache)
-    step_of = RecordedStep(model, cache, mask, length) if recorded else None
+    step_of = RecordedStep(model, cache, mask, limit) if recordable(model, limit) else None
     written = input_ids.new_full((size, limit), cast(int, config.pad_token_id))
     ends = torch.tensor(stop_ids(config), device=written.device, dtype=written.dtype)
     rows, running = torch.arange(size, device=written.device), mask.new_ones(size, dtype=torch.bool)
@@ -172,7 +108,7 @@ def decode(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, config: 
         if left <= (1 - _DROPPED_SHARE) * len(rows):
             chosen = running.nonzero()[:, 0]
             rows, tokens, mask, running = (values[chosen] for values in (rows, tokens, mask, running))
-            cache.reorder_cache(chosen)
+            cache.batch_select_indices(chosen)
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         place = mask.sum(dim=1, keepdim=True) - 1
         inputs = {"attention_mask": mask, "position_ids": place, "past_key_values": cache}
@@ -180,14 +116,14 @@ def decode(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, config: 
     return torch.cat([input_ids, written[:, : step + 1]], dim=1)
 
 
-def _read_prompts(model: nn.Module, ids: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+def _read_prompts(model: nn.Module, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
     """Fills the cache and returns the logits after each prompt, (B, V); a repeated prompt is read once."""
     unique, which = torch.cat([ids, mask.to(ids.dtype)], dim=1).unique(dim=0, return_inverse=True)
     unique_ids, unique_mask = unique.chunk(2, dim=1)
     places = (unique_mask.cumsum(dim=1) - 1).clamp(min=0)
     inputs = {"attention_mask": unique_mask, "position_ids": places, "past_key_values": cache}
     logits = model(input_ids=unique_ids, **inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
-    cache.reorder_cache(which)
+    cache.batch_select_indices(which)
     return logits[which]
 
 

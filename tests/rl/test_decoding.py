@@ -116,7 +116,7 @@ def test_a_cache_of_fixed_length_gives_the_same_tokens(kind, how, padded, monkey
     """What a GPU records and replays, run step by step; with no padding at all transformers makes no mask."""
     rows = prompts() if padded else {name: value[[0] * 4 + [6] * 4] for name, value in prompts().items()}
     assert padded or rows["attention_mask"].all()
-    monkeypatch.setattr("fourstage.rl.decoding.recordable", lambda model: True)
+    monkeypatch.setattr("fourstage.rl.decoding.recordable", lambda model, limit: True)
     config, ended = settings(**how), set()
     for seed in range(4):
         model = built(kind, seed)
@@ -129,6 +129,18 @@ def test_a_cache_of_fixed_length_gives_the_same_tokens(kind, how, padded, monkey
         assert torch.equal(torch.rand(1), after)
         ended |= set(lengths(ours))
     assert len(ended) > (4 if padded else 1)
+
+
+@pytest.mark.parametrize("kind", [llama, qwen3])
+def test_a_cache_of_fixed_length_keeps_the_types_of_autocast(kind, monkeypatch):
+    """Keys come out of the rotation in float32, values in bfloat16, as in training with mixed precision."""
+    monkeypatch.setattr("fourstage.rl.decoding.recordable", lambda model, limit: True)
+    model, config = built(kind), settings(do_sample=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = model.generate(**prompts(), generation_config=config)
+        ours = decode(model, **prompts(), config=config)
+    same = (ours[:, : theirs.size(1)] == theirs[:, : ours.size(1)]).float().mean()
+    assert same > 0.9  # sums of another length round differently, and one other token changes the rest of its row
 
 
 def test_prompts_are_read_once_and_ended_rows_leave():
