@@ -148,7 +148,7 @@ def measure(size: str, batch: Batch, rounds: int, ways: tuple[str, ...], peak: f
     words = ["".join(random.choices("abcdefghij", k=5)) for _ in range(20_000)]
     tokenizer = train_tokenizer([" ".join(words)], vocab, batch.length)
     set_seed(0)
-    ids = torch.randint(len(tokenizer), (batch.all_steps * batch.rows, batch.length)).tolist()
+    ids = torch.randint(len(tokenizer), (batch.all_steps * batch.rows, batch.length), dtype=torch.int32).tolist()
     rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
     model = random_causal_lm(ModelArguments(num_parameters=size), tokenizer, batch.length)
     done = []

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from itertools import tee
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import SFTTrainer
 
 from fourstage.arguments import PretrainConfig
-from fourstage.data.packed import packed_rows, packs_here
+from fourstage.data.packed import collate_packed, packed_rows, packs_here
 from fourstage.data.sources import Rows
 from fourstage.evaluation.generation import bits_per_byte_of
 from fourstage.models.encoding import encode_texts
@@ -52,6 +53,7 @@ class PretrainTrainer(SFTTrainer):
         if packs:
             rows = packed_rows(texts, tokenizer, self.args, keep_markers)
             self.train_dataset, self.eval_dataset = rows["train_dataset"], rows["eval_dataset"]
+            self.data_collator = partial(collate_packed, self.data_collator)
         fill_rates(self.args, scaled_init=False, random_weights=False)  # the smaller rates, where none were given
         self.bytes_per_token = bytes_per_token
         rows, held_out = self.args.max_eval_rows, cast(Dataset | IterableDataset, self.eval_dataset)

@@ -338,7 +338,7 @@ def documents(tokenizer):
 def test_wrapped_rows_hold_every_token_in_order(tmp_path, tokenizer, streamed):
     rows = first_rows(len(TEXTS))
     trainer = make_trainer(tmp_path, tokenizer, tiny("qwen3"), train=rows.to_iterable_dataset() if streamed else rows)
-    packed = [row["input_ids"] for row in trainer.train_dataset]
+    packed = [[int(token) for token in row["input_ids"]] for row in trainer.train_dataset]
     whole = [ids + [tokenizer.eos_token_id] for ids in documents(tokenizer)]
     assert max(map(len, whole)) > 3 * 32  # some documents are longer than the context
     assert sum(packed, []) == sum(whole, [])

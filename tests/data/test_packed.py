@@ -4,16 +4,19 @@ import copy
 import random
 
 import pytest
+import torch
 from datasets import Dataset, config
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from fourstage.arguments import PretrainConfig
 from fourstage.data import packed
-from fourstage.data.packed import packed_rows
+from fourstage.data.packed import collate_packed, packed_rows
 from fourstage.models.encoding import encode_texts
 from fourstage.models.markers import Markers
+from fourstage.pretraining import PretrainTrainer
 
 SHAPE = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 WORDS = ["red", "kite", "über", "river", "a", "green", "boat\n", "\U0001f3b5", "<|eos|", "12", "  "]
@@ -37,6 +40,11 @@ def of_trl(rows, tokenizer, args):
     args = copy.deepcopy(args)
     trainer = SFTTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
     return [row["input_ids"] for row in trainer.train_dataset], [row["labels"] for row in trainer.train_dataset]
+
+
+def ids_of(rows):
+    """Lists, of the arrays of a data set and the lists of a stream."""
+    return [list(map(int, row["input_ids"])) for row in rows]
 
 
 def of_words():
@@ -64,14 +72,14 @@ def test_rows_are_those_of_trl(tokenizer, tmp_path, rows, kind, chosen, stream):
     tokenizer, args = tokenizer if kind == "own" else of_words(), settings(tmp_path, **chosen)
     given = rows.to_iterable_dataset() if stream else rows
     kept = packed_rows({"train_dataset": given}, tokenizer, args, keep_markers=True)["train_dataset"]
-    kept = [row["input_ids"] for row in kept]
+    kept = ids_of(kept)
     ids, labels = of_trl(given, tokenizer, args)
     assert kept == ids == labels  # the collator takes the ids for labels where there are none
     plain = packed_rows({"train_dataset": given}, tokenizer, args, keep_markers=False)["train_dataset"]
     markers = Markers(tokenizer)
     broken = given.map(lambda row: {"text": markers.broken(row["text"])}, features=given.features)
     ids, _ = of_trl(broken, markers.reader, args)
-    assert [row["input_ids"] for row in plain] == ids
+    assert ids_of(plain) == ids
     assert (ids == kept) is not any("<|eos|>" in text or "<|user|>" in text for text in rows["text"])
 
 
@@ -84,7 +92,7 @@ def test_a_file_of_rows_is_written_once_and_by_what_it_is_made_of(tokenizer, tmp
     def packed_of(rows, **chosen):
         before = len(read)
         parts = packed_rows({"train_dataset": rows}, tokenizer, settings(tmp_path, **chosen), keep_markers=False)
-        return [row["input_ids"] for row in parts["train_dataset"]], len(read) > before
+        return ids_of(parts["train_dataset"]), len(read) > before
 
     first, wrote = packed_of(texts(40))
     assert wrote and packed_of(texts(40)) == (first, False)
@@ -98,3 +106,34 @@ def test_a_file_of_rows_is_written_once_and_by_what_it_is_made_of(tokenizer, tmp
     assert packed_of(Dataset.from_dict({"text": ["tiny"]}))[1]  # stays in memory
     assert sorted((tmp_path / "cache" / "fourstage-rows").iterdir()) == files
     assert len([file for file in files if not file.name.startswith("cache-")]) == 5
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_batch_is_trls_without_a_mask_of_ones(tokenizer, tmp_path, stream):
+    """Rows of one length, and a last one that is shorter and needs the mask."""
+    rows = texts(40).to_iterable_dataset() if stream else texts(40)
+    args = settings(tmp_path, shuffle_dataset=False)
+    packed = list(packed_rows({"train_dataset": rows}, tokenizer, args, keep_markers=False)["train_dataset"])
+    trls = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
+    for some, masked in ((packed[:4], False), (packed[-2:], True)):
+        batch, expected = collate_packed(trls, some), trls([{"input_ids": ids} for ids in ids_of(some)])
+        assert expected["attention_mask"].all() == (not masked)
+        if not masked:
+            del expected["attention_mask"]
+        assert batch.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(batch[name], value) and batch[name].dtype == value.dtype
+        batch["labels"][0, 0] = -100
+        assert batch["input_ids"][0, 0] != -100
+
+
+def test_the_trainer_makes_its_batches_so(tokenizer, tmp_path):
+    rows = texts(40)
+    trainer = PretrainTrainer(
+        model=LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **SHAPE)),
+        args=settings(tmp_path, per_device_train_batch_size=4),
+        **{"train_dataset": rows, "eval_dataset": rows, "processing_class": tokenizer, "bytes_per_token": 1.0},
+    )
+    batches = list(trainer.get_train_dataloader())
+    assert {tuple(batch) for batch in batches} >= {("input_ids", "labels")}
+    assert sum(batch["input_ids"].numel() for batch in batches if "attention_mask" not in batch) > 0
