@@ -50,6 +50,7 @@ chain() {
   part 5-grpo 90 "$done_line" "$(demo grpo 8 --model_name_or_path "$work/ppo")"
   part 7-as-on-cpu 120 'equal|differ' "$PYTHON benchmarks/gpu_parity.py --models $work"
 }
+export OMP_NUM_THREADS=2  # for what runs beside one another
 chain &
 again="$(demo pretrain 300) --output_dir $work/again --save_strategy steps --save_steps 5"
 part 6-resume 150 'resum|finished' "($again > /dev/null 2>&1 &); until ls $work/again/checkpoints/checkpoint-*/trainer_state.json; do sleep 0.2; done; \
@@ -59,6 +60,7 @@ part 6-resume 150 'resum|finished' "($again > /dev/null 2>&1 &); until ls $work/
   --output_dir $work/fsdp2 --max_steps 20") &
 part 12-tests 150 'passed|failed' "$PYTHON -m pytest -m gpu tests/test_gpu.py -p no:cacheprovider" &
 wait
+unset OMP_NUM_THREADS
 part 8-pretrain-mfu 150 "mfu|shipped/" "$PYTHON benchmarks/pretrain_throughput.py --sizes $SIZE --length $LENGTH --batch $ROWS \
   --steps $STEPS --rounds 1 --peak $PEAK --ways shipped compiled"
 part 9-grpo-split 90 'generation|log-prob|backward|seconds' "$PYTHON benchmarks/gpu_steps.py grpo --size $SIZE"

@@ -28,6 +28,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from datasets import Dataset
@@ -35,6 +36,7 @@ from transformers import TrainerCallback, set_seed
 
 from fourstage.arguments import ModelArguments, PretrainConfig
 from fourstage.artifact.progress import show_progress
+from fourstage.data.packed import collate_packed
 from fourstage.models.random_init import random_causal_lm
 from fourstage.models.tokenizer import train_tokenizer
 from fourstage.optim import MuonWithAdamW, fill_rates, parameter_groups
@@ -80,7 +82,8 @@ def make_trainer(model, tokenizer, rows: Dataset, batch: Batch, shipped: bool = 
         max_steps=batch.all_steps,
         max_length=batch.length,
         per_device_train_batch_size=batch.rows,
-        packing=False,
+        packing=False,  # the rows are packed as they come
+        dataset_kwargs={"skip_prepare_dataset": True},
         eval_strategy="no",
         eval_on_start=False,
         save_strategy="no",
@@ -99,6 +102,7 @@ def make_trainer(model, tokenizer, rows: Dataset, batch: Batch, shipped: bool = 
         processing_class=tokenizer,
         bytes_per_token=1.0,
     )
+    trainer.data_collator = partial(collate_packed, trainer.data_collator)
     if shipped:
         speed_up(trainer, model_args)
     show_progress(trainer)
@@ -148,8 +152,8 @@ def measure(size: str, batch: Batch, rounds: int, ways: tuple[str, ...], peak: f
     words = ["".join(random.choices("abcdefghij", k=5)) for _ in range(20_000)]
     tokenizer = train_tokenizer([" ".join(words)], vocab, batch.length)
     set_seed(0)
-    ids = torch.randint(len(tokenizer), (batch.all_steps * batch.rows, batch.length), dtype=torch.int32).tolist()
-    rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
+    ids = torch.randint(len(tokenizer), (batch.all_steps * batch.rows, batch.length)).tolist()
+    rows = Dataset.from_dict({"input_ids": ids}).with_format("numpy")
     model = random_causal_lm(ModelArguments(num_parameters=size), tokenizer, batch.length)
     done = []
     for turn in range(rounds):
