@@ -40,29 +40,30 @@ class RecordedStep:
         self.mask = torch.cat([mask, mask.new_zeros(len(mask), limit)], dim=1)
         self.tokens, self.places = mask.new_zeros(len(mask), 1), mask.sum(dim=1, keepdim=True) - 1
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.warm = False
+        self.steps = 0
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """The logits after `tokens`, (B,) -> (B, V)."""
         self.tokens.copy_(tokens[:, None])
         self.places.add_(1)
-        self.mask[:, self.read] = 1
-        self.read += 1
-        if not self.tokens.is_cuda:
-            return self._forward()
-        if not self.warm:  # libraries set themselves up in a first pass, which cannot be recorded
-            self.warm, stream = True, torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                logits = self._forward()
-            torch.cuda.current_stream().wait_stream(stream)
-            return logits
+        self.mask[:, self.read + self.steps] = 1
+        self.steps += 1
+        if self.steps == 2 and tokens.is_cuda:  # libraries set themselves up in a first pass, which cannot be recorded
+            self._record()
         if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                self.logits = self._forward()
+            return self._forward()
         self.graph.replay()
         return self.logits
+
+    def _record(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.logits = self._forward()
+        except RuntimeError as error:  # a model that reads numbers of the device, or too little memory
+            print(f"generation is not recorded: {str(error).splitlines()[0]}", flush=True)
+        else:
+            self.graph = graph
 
     def _forward(self) -> Tensor:
         inputs = {"attention_mask": self.mask, "position_ids": self.places, "past_key_values": self.cache}
