@@ -22,6 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -242,14 +243,19 @@ def main() -> None:
     parser.add_argument("--loss_type", default="dapo")
     parser.add_argument("--levers", nargs="+", default=list(LEVERS), choices=LEVERS)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, help="also write the rows as JSON to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    rows = []
     for size in args.sizes:
         for workload in args.workloads:
             with tempfile.TemporaryDirectory() as out:
                 found = {"compare": compare, "profile": profile, "levers": levers}[args.task](args, size, workload, out)
             for row in found if isinstance(found, list) else [found]:
                 print(json.dumps(row), flush=True)
+                rows.append(row)
+    if args.output:
+        args.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

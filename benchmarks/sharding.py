@@ -4,6 +4,7 @@
     python benchmarks/sharding.py OUTPUT_DIR --cases sft sft-lora --engines one fsdp2
     python benchmarks/sharding.py OUTPUT_DIR --chain runs/demo
     python benchmarks/sharding.py OUTPUT_DIR --memory 10M
+    python benchmarks/sharding.py OUTPUT_DIR --speed 10M
 
 A run is 5 updates in float32 on the CPU, with 8 rows an update: in one process, or divided between two. It starts from
 a chain of about 200,000 parameters, made first, or from the folders pretrain, sft and reward of --chain. FSDP2 runs on
@@ -16,6 +17,9 @@ value in the reference run. A finished run is not run again.
 
 With --memory: the most that torch's tensors take in one process over the two steps of sft and of PPO, policy and critic
 of that size, by engine, and its share of what one process alone takes.
+
+With --speed: seconds of a step of pretrain, sft and reward in two processes of one thread (DDP), and in one process of
+two threads, each the difference of a long and a short run; interleaved, three pairs. To be run on two idle cores.
 """
 
 import argparse
@@ -24,8 +28,10 @@ import os
 import re
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -74,11 +80,17 @@ def cases(chain: Path) -> dict[str, list[str]]:
 
 
 def launch(
-    engine: str, folder: Path, recipe: str, flags: list[str], rows: int = 8, measured: Path | None = None
+    engine: str,
+    folder: Path,
+    recipe: str,
+    flags: list[str],
+    rows: int = 8,
+    through: Sequence[object] = (),
+    threads: int = 1,
 ) -> str:
     """Runs a recipe into `folder`, logging to FOLDER.log. Returns "" if it succeeded, else the line that says why.
 
-    With `measured` it ends after training, and what it held is written there.
+    `through` is a program that runs the recipe, and its arguments before it.
     """
     if (folder / "trainer_state.json").is_file():
         return ""
@@ -87,15 +99,20 @@ def launch(
     words = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
     words += ["--config_file", str(ROOT / "accelerate_configs" / f"{config}.yaml")]
     path = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    more = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    more = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     if engine != "one":
         words += ["--num_processes", "2", "--main_process_port", free_port()]
         rows //= 2
     if engine == "fsdp2":
         path.insert(0, str(ROOT / "tests" / "sharded"))
         more["FSDP_ON_CPU"] = "1"
-    words += ["-m", "fourstage.plan.measuring", str(measured), "allocated"] if measured else []
-    words += [str(ROOT / "recipes" / f"{recipe}.py"), *flags, f"--per_device_train_batch_size={rows}", *ALL]
+    words += [
+        *map(str, through),
+        str(ROOT / "recipes" / f"{recipe}.py"),
+        *flags,
+        f"--per_device_train_batch_size={rows}",
+        *ALL,
+    ]
     with open(f"{folder}.log", "w") as log:
         environment = {**os.environ, **more, "PYTHONPATH": os.pathsep.join(filter(None, path))}
         done = subprocess.run(
@@ -185,12 +202,40 @@ def memory(out: Path, size: str, engines: list[str]) -> str:
         peaks = {}
         for engine in engines:
             folder, file = out / f"{stage}-{engine}", out / f"{stage}-{engine}.json"
-            if failed := launch(engine, folder, stage, [*big[stage][1:], *more, *short], measured=file):
+            through = ("-m", "fourstage.plan.measuring", file, "allocated")
+            if failed := launch(engine, folder, stage, [*big[stage][1:], *more, *short], through=through):
                 raise SystemExit(f"{stage}, {engine}: {failed}")
             peaks[engine] = max(json.loads(path.read_text())["peak"] for path in out.glob(f"{file.name}*"))
             print(stage, engine, peaks[engine], flush=True)
         cells = [f"{peak / 1e6:.0f} MB ({peak / peaks[engines[0]]:.2f})" for peak in peaks.values()]
         lines.append(f"| {stage} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def speed(out: Path, size: str, pairs: int = 3, steps: int = 24) -> str:
+    """A table of the seconds of a step in two processes and in one of two threads, and one over two."""
+    quiet = ["--save_strategy=no", "--eval_strategy=no", "--eval_on_start=false"]
+    commands = {"pretrain": [*BASE, f"--num_parameters={size}"], "sft": ["sft"], "reward": ["reward"]}
+    parent: list[str] = []
+    lines = [f"| {size} | two processes of one thread | one process of two | ratio |", "|---|---|---|---|"]
+    for stage, (recipe, *flags) in commands.items():
+        spent: dict[str, list[float]] = {"ddp": [], "one": []}
+        for pair in range(pairs):
+            for engine in spent:
+                ran = {}
+                for count in (4, 4 + steps):
+                    folder = out / f"{stage}-{engine}-{count}-{pair}"
+                    chosen = [*flags, *parent, *quiet, f"--max_steps={count}"]
+                    if failed := launch(engine, folder, recipe, chosen, rows=16, threads=1 + (engine == "one")):
+                        raise SystemExit(f"{stage}, {engine}: {failed}")
+                    history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+                    ran[count] = next(row["train_runtime"] for row in history if "train_runtime" in row)
+                spent[engine].append((ran[4 + steps] - ran[4]) / steps)
+                print(stage, engine, f"{spent[engine][-1]:.3f}", flush=True)
+        ratio = statistics.median(one / two for one, two in zip(spent["one"], spent["ddp"], strict=True))
+        two, one = (statistics.median(values) for values in spent.values())
+        lines.append(f"| {stage} | {two:.3f} | {one:.3f} | {ratio:.2f} |")
+        parent = [f"--model_name_or_path={out / 'pretrain-one-4-0'}"]
     return "\n".join(lines)
 
 
@@ -215,8 +260,12 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--cases", nargs="+", choices=list(cases(Path())))
     parser.add_argument("--memory", metavar="SIZE", help="measure memory instead, with models of so many parameters")
+    parser.add_argument("--speed", metavar="SIZE", help="measure the time of a step instead, at so many parameters")
     args = parser.parse_args()
     out = args.output_dir.resolve()
+    if args.speed:
+        print(speed(out / f"speed-{args.speed}", args.speed))
+        return
     if args.memory:
         print(memory(out / f"memory-{args.memory}", args.memory, args.engines))
         return

@@ -1,6 +1,6 @@
 """What the numbers of a training run say about its health: pure functions over its logs.
 
-The limits lie beyond what 674 runs of this machine logged (docs/watching.md has the table), and each sign has to show
+The limits lie beyond what 674 runs logged (docs/watching.md has the table), and each sign has to show
 in several logs, so that an unlucky batch says nothing.
 """
 

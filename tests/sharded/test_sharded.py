@@ -74,6 +74,19 @@ def test_sharded_weights_learn_the_same(out, reference, engine, case):
     assert json.loads((folder / "run.json").read_text())["engine"] == engine
 
 
+@pytest.mark.parametrize(("engine", "case"), [("ddp", "ppo-lora"), ("fsdp2", "pretrain-muon"), ("fsdp2", "ppo")])
+def test_all_processes_hold_the_same_weights_after_every_update(out, tmp_path, engine, case, monkeypatch):
+    """Policy and critic, gathered: the same hash in both processes, and another one after each update."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    recipe, *flags = sharding.cases(out / "chain")[case]
+    through = ("-m", "hashed", tmp_path / "hashes")
+    assert sharding.launch(engine, tmp_path / "run", recipe, [*flags, *sharding.TRIAL], through=through) == ""
+    lines, other = ((tmp_path / f"hashes.{rank}").read_text().splitlines() for rank in range(2))
+    assert lines == other and len(lines) == 5
+    assert len({line.split()[0] for line in lines}) == 5
+    assert {len(line.split()) for line in lines} == {2 if recipe == "ppo" else 1}
+
+
 @pytest.mark.parametrize("engine", ["fsdp2", pytest.param("zero3", marks=ZERO)])
 def test_ppo_resumes_to_the_same_end_under_its_own_engine_only(out, engine):
     recipe, *flags = sharding.cases(out / "chain")["ppo"]
