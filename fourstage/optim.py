@@ -3,10 +3,11 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 from transformers import PreTrainedModel
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from fourstage.arguments import InstructConfig, PretrainConfig
 
 _TOGETHER = 1 << 27  # numbers that are orthogonalised at once
+_SMALL = 1 << 16  # numbers of a matrix whose products take less time on a CPU than what surrounds them
 
 
 class MuonWithAdamW(Optimizer):
@@ -64,39 +66,34 @@ class MuonWithAdamW(Optimizer):
 
 
 class BatchedMuon(Muon):
-    """`torch.optim.Muon`, which on a GPU takes the matrices of one shape together.
+    """`torch.optim.Muon` with the matrices of one shape together, and with processes that share the work.
 
     torch starts some 30 kernels for each matrix, most of them shorter than their start: 3,000 in a step of 98 matrices.
-    The state is torch's, and so are the steps but for the rounding of bfloat16. On CPUs, where it would not be quicker,
-    and for sharded matrices it is torch's own.
+    Where processes hold the same matrices (DDP), each orthogonalises its share and hands it to the others. The state is
+    torch's, and so are the steps but for rounding. Sharded matrices take torch's own step.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step of every matrix that has a gradient; `closure`, if given, is called first and its loss returned."""
-        if not all(p.is_cuda and not isinstance(p, DTensor) for group in self.param_groups for p in group["params"]):
+        if any(isinstance(parameter, DTensor) for group in self.param_groups for parameter in group["params"]):
             return super().step(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.step_alike()
-        return loss
-
-    @torch.no_grad()
-    def step_alike(self) -> None:
-        """One step, by shape; some matrices at a time where they are large."""
         for group in self.param_groups:
             alike = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     alike[parameter.shape].append(parameter)
-            for shape, parameters in alike.items():
-                size = max(1, _TOGETHER // shape.numel())
+            for parameters in alike.values():
+                size = max(_processes(), _TOGETHER // parameters[0].numel() if _is_small(parameters[0]) else 1)
                 for start in range(0, len(parameters), size):
-                    self._step_some(parameters[start : start + size], group)
+                    self._step_alike(parameters[start : start + size], group)
+        return loss
 
-    def _step_some(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_alike(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Momentum, its orthogonalisation and decoupled weight decay (arXiv 2502.16982, 2.2), for one shape."""
         gradients: Any = [parameter.grad for parameter in parameters]
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -105,25 +102,55 @@ class BatchedMuon(Muon):
         buffers, momentum = [self.state[parameter]["momentum_buffer"] for parameter in parameters], group["momentum"]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's
-        steps = orthogonal(torch.stack(ahead), group["ns_coefficients"], group["ns_steps"], group["eps"])
-        rate = group["lr"] * 0.2 * math.sqrt(max(parameters[0].shape))
+        iterate = partial(orthogonal, coefficients=group["ns_coefficients"], steps=group["ns_steps"], eps=group["eps"])
+        updates = [update.to(parameters[0].dtype) for update in _by_all(iterate, list(ahead))]
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, list(steps.to(parameters[0].dtype).unbind()), alpha=-rate)
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"] * 0.2 * math.sqrt(max(parameters[0].shape)))
 
 
 def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """The Newton-Schulz iteration of `torch.optim.Muon` (2.13) for many matrices of one shape, (N, rows, columns).
+    """The Newton-Schulz iteration of `torch.optim.Muon` (2.13) for a matrix, or many of one shape, (N, rows, columns).
 
     In bfloat16, as there. The singular values of what it returns lie near 1, those of zero matrices at 0.
     """
-    a, b, c = coefficients
+    (a, b, c), add = coefficients, torch.addmm if matrices.ndim == 2 else torch.baddbmm
     wide = matrices.size(-2) <= matrices.size(-1)
     x = (matrices if wide else matrices.mT).bfloat16()
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x = add(x, add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x if wide else x.mT
+
+
+def _by_all(iterate: Callable[[Tensor], Tensor], matrices: list[Tensor]) -> list[Tensor]:
+    """`iterate` of matrices of one shape that every process has, each process for its share of them."""
+    count = _processes()
+    if count == 1:
+        return _together(iterate, matrices)
+    share, rank = math.ceil(len(matrices) / count), distributed.get_rank()
+    mine = _together(iterate, matrices[rank * share : (rank + 1) * share])
+    sent = matrices[0].new_zeros(share, *matrices[0].shape, dtype=torch.bfloat16)
+    for place, matrix in enumerate(mine):
+        sent[place] = matrix
+    received = [torch.empty_like(sent) for _ in range(count)]
+    distributed.all_gather(received, sent)
+    return list(torch.cat(received)[: len(matrices)].unbind())
+
+
+def _together(iterate: Callable[[Tensor], Tensor], matrices: list[Tensor]) -> list[Tensor]:
+    if matrices and _is_small(matrices[0]):
+        return list(iterate(torch.stack(matrices)).unbind())
+    return [iterate(matrix) for matrix in matrices]
+
+
+def _is_small(matrix: Tensor) -> bool:
+    """Whether one matrix alone leaves the device idle: any on a GPU, few on a CPU, whose caches a single one fills."""
+    return matrix.is_cuda or matrix.numel() < _SMALL
+
+
+def _processes() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def parameter_groups(model: PreTrainedModel, args: PretrainConfig | InstructConfig) -> list[dict[str, Any]]:
