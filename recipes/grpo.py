@@ -27,6 +27,7 @@ def main(data_args: DataArguments, training_args: GRPORunConfig, model_args: Mod
     from fourstage.artifact.run import finish_run, record_data, start_run
     from fourstage.data.lengths import drop_overlong, prompt_tokens
     from fourstage.data.loading import load_problems
+    from fourstage.evaluation.everywhere import last_evaluation
     from fourstage.evaluation.generation import answer_questions
     from fourstage.launch import check_launch
     from fourstage.models.adapters import adapter_config, finished_model
@@ -72,7 +73,7 @@ def main(data_args: DataArguments, training_args: GRPORunConfig, model_args: Mod
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 
     # What the stage leaves
-    metrics = {**result.metrics, **trainer.evaluate()}
+    metrics = {**result.metrics, **last_evaluation(trainer)}
     model = finished_model(run, trainer, load_causal_lm, model_args)
     samples = answer_questions(model, tokenizer, [row["prompt"] for row in test.take(4)])
     finish_run(run, trainer, model, samples, metrics)

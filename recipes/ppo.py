@@ -26,6 +26,7 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
     from fourstage.artifact.run import finish_run, record_data, start_run
     from fourstage.data.lengths import drop_overlong, prompt_tokens
     from fourstage.data.loading import load_prompts
+    from fourstage.evaluation.everywhere import last_evaluation
     from fourstage.evaluation.generation import answer_questions
     from fourstage.launch import check_launch
     from fourstage.models.adapters import adapter_config, finished_model
@@ -75,7 +76,7 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 
     # What the stage leaves
-    metrics = {**result.metrics, **trainer.evaluate()}
+    metrics = {**result.metrics, **last_evaluation(trainer)}
     if training_args.save_value_model:
         trainer.value_model.save(run.folder / "value", run.is_main)
     model = finished_model(run, trainer, load_causal_lm, model_args)

@@ -16,7 +16,7 @@ def main(data_args: DataArguments, training_args: PretrainConfig, model_args: Mo
     from fourstage.artifact.progress import show_summary, watch
     from fourstage.artifact.run import finish_run, record_data, start_run
     from fourstage.data.loading import load_texts, texts_of
-    from fourstage.evaluation.everywhere import evaluate_everywhere
+    from fourstage.evaluation.everywhere import evaluate_everywhere, last_evaluation
     from fourstage.evaluation.generation import continue_texts
     from fourstage.launch import check_launch
     from fourstage.models.adapters import adapter_config, finished_model
@@ -68,7 +68,7 @@ def main(data_args: DataArguments, training_args: PretrainConfig, model_args: Mo
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 
     # What the stage leaves
-    metrics = {**result.metrics, **trainer.evaluate()}
+    metrics = {**result.metrics, **last_evaluation(trainer)}
     model = finished_model(run, trainer, load_causal_lm, model_args)
     samples = continue_texts(model, tokenizer)
     finish_run(run, trainer, model, samples, metrics)

@@ -19,7 +19,7 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
     from fourstage.artifact.run import finish_run, record_data, start_run
     from fourstage.data.encoded import encode_pairs
     from fourstage.data.loading import load_preferences
-    from fourstage.evaluation.everywhere import evaluate_everywhere
+    from fourstage.evaluation.everywhere import evaluate_everywhere, last_evaluation
     from fourstage.evaluation.reward_model import describe_report, longer_wins, measure
     from fourstage.launch import check_launch
     from fourstage.models.adapters import adapter_config, finished_model, keep_head_type
@@ -62,7 +62,7 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 
     # What the stage leaves
-    metrics = {**result.metrics, **trainer.evaluate()}
+    metrics = {**result.metrics, **last_evaluation(trainer)}
     model = finished_model(run, trainer, load_reward_model, model_args)
     report, samples = measure(model, tokenizer, list(test), longer_wins(train.take(10_000)))
     metrics |= {**report, "eval_accuracy": report["reward_accuracy"]}  # TRL's weighs a short last batch like the others

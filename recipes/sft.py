@@ -18,7 +18,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     from fourstage.data.encoded import encode_conversations
     from fourstage.data.loading import load_conversations
     from fourstage.data.trained_text import tell_untrained
-    from fourstage.evaluation.everywhere import evaluate_everywhere
+    from fourstage.evaluation.everywhere import evaluate_everywhere, last_evaluation
     from fourstage.evaluation.generation import answer_questions
     from fourstage.instruction import InstructTrainer
     from fourstage.launch import check_launch
@@ -74,7 +74,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     result = trainer.train(resume_from_checkpoint=run.checkpoint)
 
     # What the stage leaves
-    metrics = {**result.metrics, **trainer.evaluate()}
+    metrics = {**result.metrics, **last_evaluation(trainer)}
     tokenizer.chat_template = own_template
     model = finished_model(run, trainer, load_causal_lm, model_args)
     samples = answer_questions(model, tokenizer)

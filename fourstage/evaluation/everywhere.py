@@ -1,4 +1,4 @@
-"""Evaluations of several processes that give the figures of one."""
+"""Evaluations while training: those of several processes give the figures of one, and none is taken twice."""
 
 from typing import Any, cast
 
@@ -35,3 +35,16 @@ def evaluate_everywhere(trainer: Trainer) -> None:
         return DataLoader(cast(Any, rows), batch_size=trainer.args.eval_batch_size, collate_fn=trainer.data_collator)
 
     replaced.get_eval_dataloader = all_rows
+
+
+def last_evaluation(trainer: Trainer) -> dict[str, Any]:
+    """The figures of the held-out rows for the weights that training left.
+
+    They are those of the evaluation after the last step where there was one, unless training ends by loading the
+    weights of an earlier step; else the rows are evaluated now.
+    """
+    state = trainer.state
+    last = next((row for row in reversed(state.log_history) if "eval_runtime" in row), {})
+    if last.get("step") != state.global_step or trainer.args.load_best_model_at_end:
+        return trainer.evaluate()
+    return {name: value for name, value in last.items() if name.startswith("eval_") or name == "epoch"}

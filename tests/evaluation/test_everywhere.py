@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
-from fourstage.evaluation.everywhere import evaluate_everywhere
+from fourstage.evaluation.everywhere import evaluate_everywhere, last_evaluation
 
 
 class Rows(torch.nn.Module):
@@ -52,3 +52,27 @@ def test_one_process_keeps_its_own_way(trainer):
     before = trainer.get_eval_dataloader
     evaluate_everywhere(trainer)
     assert trainer.get_eval_dataloader == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "evaluations"),
+    [
+        ({"eval_strategy": "steps", "eval_steps": 2}, [2, 4]),  # the last step has one: not again
+        ({"eval_strategy": "no"}, [4]),
+        ({"eval_strategy": "steps", "eval_steps": 2, "eval_delay": 10}, [4]),
+        ({"eval_strategy": "steps", "eval_steps": 3}, [3, 4]),
+        ({"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "save_steps": 2}, [2, 4, 4]),
+    ],
+)
+def test_the_last_evaluation_is_of_the_weights_that_training_left(tmp_path, settings, evaluations):
+    rows = Dataset.from_dict({"value": [1.0, 2.0, 4.0], "labels": [0] * 3})
+    always = {"per_device_eval_batch_size": 2, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    args = TrainingArguments(output_dir=str(tmp_path), prediction_loss_only=True, max_steps=4, **always, **settings)
+    trainer, seen = Trainer(Rows(), args, train_dataset=rows, eval_dataset=rows), []
+    own = trainer.evaluate
+    trainer.evaluate = lambda *args, **kwargs: seen.append(trainer.state.global_step) or own(*args, **kwargs)
+    trainer.train()
+    found = last_evaluation(trainer)
+    assert seen == evaluations
+    again = own()
+    assert found.keys() == again.keys() and found["eval_loss"] == again["eval_loss"]
