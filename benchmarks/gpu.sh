@@ -64,5 +64,6 @@ unset OMP_NUM_THREADS
 part 8-pretrain-mfu 150 "mfu|shipped/" "$PYTHON benchmarks/pretrain_throughput.py --sizes $SIZE --length $LENGTH --batch $ROWS \
   --steps $STEPS --rounds 1 --peak $PEAK --ways shipped compiled"
 part 9-grpo-split 90 'generation|log-prob|backward|seconds' "$PYTHON benchmarks/gpu_steps.py grpo --size $SIZE"
+part 9b-grpo-not-recorded 90 'seconds' "$PYTHON benchmarks/gpu_steps.py grpo --size $SIZE --steps 2 --not_recorded"
 part 10-ppo-split 90 'generation|log-prob|backward|seconds' "$PYTHON benchmarks/gpu_steps.py ppo --size $SIZE"
 cat "$OUT/gpu.md"

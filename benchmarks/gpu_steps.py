@@ -1,6 +1,7 @@
 """Where the wall time of a PPO and of a GRPO step goes, as the recipes ship them, and the peak memory of the device.
 
     python benchmarks/gpu_steps.py grpo ppo --size 124M
+    python benchmarks/gpu_steps.py grpo --size 124M --not_recorded        without CUDA graphs in generation
 
 A step: 64 completions of nearly 256 tokens each, for prompts of about 64, random weights, the
 recipe's precision. GRPO: 8 completions a prompt, one pass. PPO: 4 passes over each rollout, so that 4 steps make an
@@ -23,6 +24,7 @@ from fourstage.grpo import GRPOConfig, GRPOTrainer
 from fourstage.models.random_init import random_causal_lm
 from fourstage.models.tokenizer import train_tokenizer
 from fourstage.ppo import PPOConfig, PPOTrainer
+from fourstage.rl import decoding
 from fourstage.speed import fill_precision, speed_up
 
 ROWS, MICRO, CAP, PROMPT, LENGTH = 64, 16, 256, 64, 512
@@ -100,7 +102,10 @@ def main() -> None:
     parser.add_argument("stages", nargs="+", choices=("grpo", "ppo"))
     parser.add_argument("--size", default="124M")
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--not_recorded", action="store_true", help="run each step of generation as written")
     args = parser.parse_args()
+    if args.not_recorded:
+        decoding.recordable = lambda model, limit: False
     for stage in args.stages:
         print(measure(stage, args.size, args.steps), flush=True)
 

@@ -144,6 +144,8 @@ def time_bare_loop(model, tokenizer, rows, batch: Batch, compiled: bool) -> torc
 
 def time_way(way: str, model, tokenizer, rows, batch: Batch) -> torch.Tensor:
     timer = time_bare_loop if way in ("bare", "compiled") else time_trainer
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     return timer(copy.deepcopy(model), tokenizer, rows, batch, way in ("shipped", "compiled"))
 
 
@@ -155,10 +157,13 @@ def measure(size: str, batch: Batch, rounds: int, ways: tuple[str, ...], peak: f
     ids = torch.randint(len(tokenizer), (batch.all_steps * batch.rows, batch.length)).tolist()
     rows = Dataset.from_dict({"input_ids": ids}).with_format("numpy")
     model = random_causal_lm(ModelArguments(num_parameters=size), tokenizer, batch.length)
-    done = []
+    done, peaks = [], {}
     for turn in range(rounds):
         order = ways if turn % 2 == 0 else ways[::-1]
-        done.append({way: time_way(way, model, tokenizer, rows, batch).tolist() for way in order})
+        done.append({})
+        for way in order:
+            done[-1][way] = time_way(way, model, tokenizer, rows, batch).tolist()
+            peaks[way] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         print(f"{size} round {turn + 1}/{rounds}: {done[-1]}", flush=True)
     result = {"size": size, "parameters": model.num_parameters(), "rounds": rounds, "seconds": done}
     for place, kind in enumerate(("processor", "wall")):
@@ -169,6 +174,8 @@ def measure(size: str, batch: Batch, rounds: int, ways: tuple[str, ...], peak: f
     tokens = batch.steps * batch.rows * batch.length
     speed = {way: tokens / statistics.median(turn[way][1] for turn in done) for way in ways}
     result["tokens_per_second"] = {way: round(each) for way, each in speed.items()}
+    if any(peaks.values()):
+        result["peak_gib"] = {way: round(each / 2**30, 1) for way, each in peaks.items()}
     if peak:
         result["mfu"] = {way: round(each * flops_of(model, batch.length) / peak, 3) for way, each in speed.items()}
     return result
