@@ -53,7 +53,7 @@ chain() {
 export OMP_NUM_THREADS=2  # for what runs beside one another
 chain &
 again="$(demo pretrain 300) --output_dir $work/again --save_strategy steps --save_steps 5"
-part 6-resume 150 'resum|finished' "($again > /dev/null 2>&1 &); until ls $work/again/checkpoints/checkpoint-*/trainer_state.json; do sleep 0.2; done; \
+part 6-resume 150 'resum|finished' "($again > /dev/null 2>&1 &); until ls $work/again/checkpoints/checkpoint-*/files.json; do sleep 0.2; done; \
   pkill -9 -f '^[^ ]*python[^ ]* .*/again'; sleep 1; $again" &
 (config=accelerate_configs/fsdp2.yaml
  part 11-fsdp2 120 "$done_line" "launch --num_processes 1 recipes/pretrain.py --config recipes/configs/demo/pretrain.yaml \

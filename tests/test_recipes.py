@@ -117,7 +117,7 @@ def test_two_processes_train_as_one_does_on_the_same_batches(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
 def test_killed_and_started_again_equals_uninterrupted(base, tmp_path, stage):
-    """The kill comes after a checkpoint; a later one is made to look as if the kill had come while it was written."""
+    """The kill comes after a checkpoint is whole; a later one looks as if the kill had come while it was written."""
     flags = ["--max_steps=60", "--save_steps=20", "--eval_steps=15", "--per_device_train_batch_size=4"]
     if stage == "pretrain":
         flags += ["--dataset_name", write_texts(tmp_path / "data.jsonl"), "--max_length=64", *TINY]
@@ -127,9 +127,9 @@ def test_killed_and_started_again_equals_uninterrupted(base, tmp_path, stage):
 
     run = tmp_path / "run"
     command = [sys.executable, RECIPES / f"{stage}.py", *flags, "--output_dir", run]
-    kill_after(run / "checkpoints" / "checkpoint-20" / "trainer_state.json", command)
+    kill_after(run / "checkpoints" / "checkpoint-20" / "files.json", command)
     assert record_of(run)["status"] == "running"
-    kept = {path.name for path in (run / "checkpoints").glob("checkpoint-*") if (path / "trainer_state.json").exists()}
+    kept = {path.name for path in (run / "checkpoints").glob("checkpoint-*") if (path / "files.json").exists()}
     partial = run / "checkpoints" / "checkpoint-59"
     partial.mkdir()
     (partial / "model.safetensors").write_bytes(b"cut off")
