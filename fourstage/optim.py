@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from fourstage.arguments import InstructConfig, PretrainConfig
 
+_OURS = {"nesterov": True, "adjust_lr_fn": "match_rms_adamw"}
 _TOGETHER = 1 << 27  # numbers that are orthogonalised at once
 _SMALL = 1 << 16  # numbers of a matrix whose products take less time on a CPU than what surrounds them
 
@@ -70,13 +71,15 @@ class BatchedMuon(Muon):
 
     torch starts some 30 kernels for each matrix, most of them shorter than their start: 3,000 in a step of 98 matrices.
     Where processes hold the same matrices (DDP), each orthogonalises its share and hands it to the others. The state is
-    torch's, and so are the steps but for rounding. Sharded matrices take torch's own step.
+    torch's, and so are the steps but for rounding. Sharded matrices take torch's own step, and so do other settings
+    than Nesterov's momentum with steps scaled to the size of AdamW's.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step of every matrix that has a gradient; `closure`, if given, is called first and its loss returned."""
-        if any(isinstance(parameter, DTensor) for group in self.param_groups for parameter in group["params"]):
+        sharded = any(isinstance(parameter, DTensor) for group in self.param_groups for parameter in group["params"])
+        if sharded or any(group[name] != value for group in self.param_groups for name, value in _OURS.items()):
             return super().step(closure)
         loss = None
         if closure is not None:

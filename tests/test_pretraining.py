@@ -174,6 +174,18 @@ def test_matrices_of_one_shape_step_together_as_torch_steps_each():
         torch.testing.assert_close(one.state[a], other.state[b])
 
 
+@pytest.mark.parametrize("other", [{"adjust_lr_fn": None}, {"adjust_lr_fn": "original"}, {"nesterov": False}])
+def test_other_settings_of_muon_are_torchs(other):
+    torch.manual_seed(1)
+    ours = [torch.nn.Parameter(torch.randn(12, 4)) for _ in range(2)]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    optimizers = BatchedMuon(ours, **MUON | other), Muon(theirs, **MUON | other)
+    for seed in range(3):
+        for optimizer, some in zip(optimizers, (ours, theirs), strict=True):
+            step([optimizer], some, seed)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_orthogonal_matrices_have_singular_values_near_one():
     torch.manual_seed(0)
     for shape in ((3, 16, 24), (2, 24, 16)):

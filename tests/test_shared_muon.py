@@ -37,7 +37,7 @@ def train_and_save(rank, count, folder):
 @pytest.mark.parametrize("count", [2, 3])
 def test_each_process_does_its_share_and_all_end_alike(tmp_path, count):
     multiprocessing.spawn(train_and_save, (count, tmp_path), count)
-    ends = [torch.load(tmp_path / f"{rank}.pt") for rank in range(count)]
+    ends = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(count)]
     for other in ends[1:]:
         assert all(torch.equal(a, b) for a, b in zip(ends[0], other, strict=True))
     threads = torch.get_num_threads()
