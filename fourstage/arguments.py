@@ -235,7 +235,8 @@ class RewardArguments:
 
     reward_model_name_or_path: str | None = option(None, "Reward model: a folder such as runs/reward, or a Hub id.")
     reward_funcs: list[str] | None = option(
-        None, "Reward functions: names in fourstage.verifiers, or dotted paths of functions that are called as TRL's."
+        None,
+        "Reward functions: names in fourstage.verifiers, python_tests, or dotted paths of functions called as TRL's.",
     )
     gold_func: str | None = option(
         None, "A reward function that is only reported, never trained on: it shows when the reward is gamed."

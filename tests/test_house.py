@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "disk": "",
     "shipped": "",
     "verifiers": "",
+    "confined": "verifiers",
     "launch": "",
     "memory": "",
     "report": "atomic stages",
@@ -61,7 +62,7 @@ MAY_IMPORT = {
     "evaluation": "errors models stages verifiers",
     "artifact": "arguments atomic data errors memory models parent ranges signals stages",
     "pretraining": "arguments data evaluation models optim",
-    "rl": "data evaluation models parent verifiers",
+    "rl": "confined data evaluation models parent verifiers",
     "instruction": "models",
     "ppo": "arguments evaluation models parent ranges rl verifiers",
     "grpo": "arguments evaluation models ranges rl",
@@ -80,6 +81,7 @@ MAY_IMPORT = {
 }
 # All that these may import beside the standard library and themselves.
 KNOWS_ONLY = {
+    "fourstage/confined": set(),
     "fourstage/ppo/functional.py": {"torch"},
     "fourstage/report": {"jinja2", "matplotlib"},
     "fourstage/verifiers": {"math_verify", "sympy"},

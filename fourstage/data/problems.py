@@ -9,6 +9,7 @@ from typing import Protocol
 
 from fourstage.data import formats
 from fourstage.data.choices import COLUMNS, choices_of, question_of, right_letter
+from fourstage.data.programs import program_row
 from fourstage.verifiers.calls import is_ours, original
 from fourstage.verifiers.text import final_part
 
@@ -33,8 +34,8 @@ def problem_row(row: Mapping, system_prompt: str | None = None) -> dict | str | 
 
     Reads the rows of the sets that docs/data.md lists, as they are published: GSM8K (`#### 72` ends the answer), MATH
     (`problem`, `answer` or the box in `solution`), multiple choice (`choices.choices_of`), Countdown (`nums`,
-    `target`), and any row with a prompt (`formats.prompt_row`) and a right answer (`golds_of`). The steps that lead to
-    the answer become `derivation`.
+    `target`), programs with tests, which have no `answer` (`programs.program_row`), and any row with a prompt
+    (`formats.prompt_row`) and a right answer (`golds_of`). The steps that lead to the answer become `derivation`.
 
     Example: {"question": "2 + 2?", "answer": "2 and 2 are 4.\\n#### 4"} ->
         {"prompt": [{"role": "user", "content": "2 + 2?"}], "answer": "4", "derivation": "2 and 2 are 4."}
@@ -43,6 +44,9 @@ def problem_row(row: Mapping, system_prompt: str | None = None) -> dict | str | 
     Raises:
         ValueError: for columns without a prompt (they are named), or an answer that is not text or a finite number.
     """
+    program = program_row(row)
+    if program:
+        return {**program, "prompt": _with_system(program["prompt"], system_prompt)} if system_prompt else program
     row = question_of(_with_countdown(row))
     choices = choices_of(row)
     asked = formats.prompt_row({**row, "prompt": _countdown_question(row)} if _is_countdown(row) else row)
@@ -107,10 +111,10 @@ def gold_check(functions: Sequence[Callable], unverifiable: str) -> Callable[[Ma
             that is missing, cannot be read, or is wrong to its verifier.
     """
     ours = [function for function in functions if is_ours(function)]
-    verifiers = [(one, getattr(original(one), "__name__", ""), _required_columns(one)) for one in ours]
+    verifiers = [(one, getattr(original(one), "__name__", ""), *_columns(one)) for one in ours]
 
     def check(row: Mapping) -> str | None:
-        for function, name, columns in verifiers:
+        for function, name, columns, others in verifiers:
             missing = [column for column in columns if column not in row]
             if missing:
                 raise ValueError(
@@ -120,7 +124,8 @@ def gold_check(functions: Sequence[Callable], unverifiable: str) -> Callable[[Ma
             gold = row.get("answer") if "answer" in columns else row.get("solution", row.get("answer"))
             if not columns or (gold is None and "answer" not in columns):
                 continue
-            reward = None if gold is None else function([gold], **{column: [row[column]] for column in columns})[0]
+            given = {column: [row[column]] for column in (*columns, *others) if column in row}
+            reward = None if gold is None else function([gold], **given)[0]
             if reward != 1.0:
                 return _reject(name, gold, reward, unverifiable)
         return None
@@ -139,14 +144,13 @@ def _reject(name: str, gold: object, reward: float | None, unverifiable: str) ->
     return f"not verifiable by {name}"
 
 
-def _required_columns(function: Callable) -> list[str]:
-    """Columns of the data that a reward function cannot do without."""
+def _columns(function: Callable) -> tuple[list[str], list[str]]:
+    """Columns of the data that a reward function cannot do without, and those that it takes where there are any."""
+    parameters = inspect.signature(function).parameters
     from_trl = ("completions", "prompts", "completion_ids")
-    return [
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is parameter.empty and parameter.kind != parameter.VAR_KEYWORD and name not in from_trl
-    ]
+    named = {n: one for n, one in parameters.items() if one.kind != one.VAR_KEYWORD and n not in from_trl}
+    required = [name for name, one in named.items() if one.default is one.empty]
+    return required, [name for name, one in named.items() if one.default is None]
 
 
 def _with_countdown(row: Mapping) -> Mapping:

@@ -19,6 +19,7 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import is_async_callable
 
 from fourstage import verifiers
+from fourstage.confined import check_confined, python_tests
 from fourstage.data.columns import RESERVED_COLUMNS
 from fourstage.models.checkpoint import check_openable, open_classifier, open_config
 from fourstage.models.encoding import generation_opening
@@ -82,21 +83,25 @@ def random_reward(completions: list, **kwargs: Any) -> list[float]:
 
 
 def load_reward_func(name: str) -> Callable:
-    """The reward function called `name`: one of `fourstage.verifiers`, or a dotted path such as `package.politeness`.
+    """The reward function called `name`: one of `fourstage.verifiers`, `python_tests`, or a dotted path such as
+    `package.politeness`.
 
     It is called as TRL calls reward functions: with `prompts`, `completions`, `completion_ids` and the columns of the
     data as keyword lists. It returns one number for each completion, or None for one that it cannot score.
     Raises:
-        ValueError: if there is no such module or function.
+        ValueError: if there is no such module or function; for python_tests where programs cannot be confined.
     """
+    if name == python_tests.__name__:
+        check_confined()
+        return python_tests
     module, _, attribute = name.rpartition(".")
     if "." in name and not all(part.isidentifier() for part in name.split(".")):
         raise ValueError(f"reward function {name!r} is no dotted path; give one such as package.module.name")
     if not module:
         if name not in verifiers.__all__:
             raise ValueError(
-                f"reward function {name!r} is unknown; choose one of {', '.join(verifiers.__all__)}, or give the "
-                "dotted path of yours, such as package.module.name"
+                f"reward function {name!r} is unknown; choose one of {', '.join(verifiers.__all__)}, python_tests, or "
+                "give the dotted path of yours, such as package.module.name"
             )
         return getattr(verifiers, name)
     try:
