@@ -2,11 +2,14 @@
 
     python benchmarks/plan_accuracy.py            # 16 points on a CPU, about ten minutes on two cores
     python benchmarks/plan_accuracy.py sft grpo   # two stages
+    python benchmarks/plan_accuracy.py --time     # seconds of a step instead: estimated, timed, and of a run of 60
 
 Rows are as long as the plan takes them to be, and answers fill them. Every figure is of a program of its own.
 """
 
+import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -15,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
-MEASURED = "allocated"  # or resident, or both
+STEPS = 60  # of the runs whose steps are compared with what was timed
 CONTEXT, ANSWER = 128, 64
 # stage, size, rows at once, further flags
 POINTS = [
@@ -38,14 +41,50 @@ POINTS = [
 ]
 
 
-def main(stages: list[str]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="*")
+    parser.add_argument("--time", action="store_true")
+    args = parser.parse_args()
+    (compare_times if args.time else compare_memory)(args.stages)
+
+
+def compare_times(stages: list[str]) -> None:
+    print("| stage | size | rows | flags | estimated s | timed s | a run's s | timed / a run's |")
+    print("|---|---|---|---|---|---|---|---|")
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        for stage, size, batch, more in POINTS:
+            if stages and stage not in stages:
+                continue
+            found = point(Path(folder), stage, size, batch, more.split(), "resident")
+            real = run_seconds(Path(folder), stage, size, batch, more.split())
+            ratios.append(found["measured"]["seconds"] / real)
+            seconds = (found["seconds"], found["measured"]["seconds"], real)
+            cells = (stage, size, batch, more, *(f"{one:.3g}" for one in seconds), f"{ratios[-1]:.2f}")
+            print("|", " | ".join(map(str, cells)), "|", flush=True)
+    print(f"{len(ratios)} points: min {min(ratios):.2f}, median {statistics.median(ratios):.2f}, max {max(ratios):.2f}")
+
+
+def run_seconds(folder: Path, stage: str, size: str, batch: int, more: list[str]) -> float:
+    """Seconds of a step of the recipe in a run of STEPS, everything between its begin and its end counted."""
+    out = folder / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    quick = ["--max_steps", str(STEPS), "--report_to", "none", "--eval_strategy", "no", "--eval_on_start", "false"]
+    flags = [*flags_of(folder, stage, size), "--per_device_train_batch_size", str(batch), *more, *quick]
+    words = [sys.executable, str(RECIPES / f"{stage}.py"), *flags, "--save_strategy", "no", "--output_dir", str(out)]
+    subprocess.run(words, check=True, capture_output=True)
+    return json.loads((out / "run.json").read_text())["metrics"]["train_runtime"] / STEPS
+
+
+def compare_memory(stages: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ratios = []
         print("| stage | size | rows | flags | estimate MB | allocated MB | ratio |\n|---|---|---|---|---|---|---|")
         for stage, size, batch, more in POINTS:
             if stages and stage not in stages:
                 continue
-            found = point(Path(folder), stage, size, batch, more.split())
+            found = point(Path(folder), stage, size, batch, more.split(), "allocated")
             ratios.append(found["estimate"] / found["measured"]["allocated"])
             cells = (
                 stage,
@@ -60,8 +99,8 @@ def main(stages: list[str]) -> None:
         print(f"{len(ratios)} points: min {min(ratios):.3f}, median {middle:.3f}, max {max(ratios):.3f}")
 
 
-def point(folder: Path, stage: str, size: str, batch: int, more: list[str]) -> dict:
-    """The estimate and the measured peak of one setting, in bytes."""
+def point(folder: Path, stage: str, size: str, batch: int, more: list[str], measured: str) -> dict:
+    """The estimates and what was measured of one setting, in bytes and seconds."""
     flags = [*flags_of(folder, stage, size), "--per_device_train_batch_size", str(batch), *more]
     words = [
         sys.executable,
@@ -71,7 +110,7 @@ def point(folder: Path, stage: str, size: str, batch: int, more: list[str]) -> d
         stage,
         *flags,
         "--measure",
-        MEASURED,
+        measured,
         "--json",
         str(folder / "plan.json"),
     ]
@@ -142,4 +181,4 @@ def rows(folder: Path, stage: str) -> Path:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -2,14 +2,18 @@
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fourstage.imports import lean_imports
+
+if TYPE_CHECKING:
+    from fourstage.plan.planning import Plan
 
 _ENGINES = ("none", "ddp", "zero2", "zero3", "fsdp2")
 _USAGE = "fourstage plan RECIPE --config FILE.yaml [recipe flags ...] [--gpu h100] [--num_gpus 8] [--engine ddp]"
@@ -39,8 +43,9 @@ def run_plan(words: Sequence[str]) -> int:
     estimate = max(sum(plan.training.values()), sum(plan.generation.values()))
     result: dict[str, Any] = {"estimate": estimate, "training": plan.training}
     result |= {"generation": plan.generation, "need": plan.need, "fits": plan.fits, "steps": plan.steps}
+    result["seconds"] = plan.seconds
     if own.measure:
-        result["measured"] = _measure(own, flags, estimate)
+        result["measured"] = _measure(own, flags, plan, estimate)
     if own.json:
         own.json.write_text(json.dumps(result, indent=2))
     return 0
@@ -57,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--engine", choices=_ENGINES, help="default: ddp for several, else none")
     add("--price", type=float, help="of a GPU for an hour")
     add("--prompt_tokens", type=int, help="ppo, grpo: the longest prompt (default: of the data, if they are here)")
-    measured = "take two real steps here, and print what they held: allocated, resident (CPU) or both"
+    measured = "take a few real steps here, and print what they held and took: allocated, resident (CPU) or both"
     add("--measure", nargs="?", const="both", choices=("allocated", "resident", "both"), help=measured)
     add("--json", type=Path, metavar="FILE", help="write the figures to a file, in bytes")
     return parser
@@ -67,24 +72,28 @@ def _refuse(message: str) -> NoReturn:
     raise ValueError(f"plan: {message}; fourstage plan --help lists what it takes")
 
 
-def _measure(own: argparse.Namespace, flags: list[str], estimate: int) -> dict[str, int]:
-    from fourstage.plan.table import size
+def _measure(own: argparse.Namespace, flags: list[str], plan: "Plan", estimate: int) -> dict[str, float]:
+    from fourstage.plan.table import size, timed
 
     ways = ("allocated", "resident") if own.measure == "both" else (own.measure,)
-    measured = {}
+    measured: dict[str, float] = {}
     for way in ways:
-        found = measure(own.recipe, flags, way)
+        found = measure(own.recipe, flags, way, plan.round)
         measured[way] = found["peak"]
         ratio = f"estimate / measured {estimate / found['peak']:.2f}"
         print(f"{'measured':<13}{size(found['peak'])} {found['what']}; {ratio}", flush=True)
+        if "seconds" in found:
+            measured["seconds"] = found["seconds"]
+            print(f"{'timed':<13}{timed(plan, found['seconds'], own.price)}", flush=True)
         if found["what"] == "max_memory_allocated":
             break
     return measured
 
 
-def measure(stage: str, flags: list[str], way: str) -> dict:
-    """Two real steps of a recipe on this machine in a program of its own, in a folder that is thrown away.
+def measure(stage: str, flags: list[str], way: str, a_round: int = 1) -> dict:
+    """A few real steps of a recipe on this machine in a program of its own, in a folder that is thrown away.
 
+    Two where what is allocated is measured, else a round of steps to begin with and further rounds, at least 4 steps.
     Raises:
         ValueError: with its last line, if the recipe fails.
     """
@@ -94,9 +103,19 @@ def measure(stage: str, flags: list[str], way: str) -> dict:
     flags = flags or ["--config", str(recipe.parent / "configs" / "demo" / f"{stage}.yaml")]
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
-        quick = ["--max_steps", "2", "--output_dir", f"{folder}/run", "--report_to", "none", "--eval_strategy", "no"]
+        steps = 2 if way == "allocated" else a_round * (1 + math.ceil(4 / a_round))
+        quick = [
+            "--max_steps",
+            str(steps),
+            "--output_dir",
+            f"{folder}/run",
+            "--report_to",
+            "none",
+            "--eval_strategy",
+            "no",
+        ]
         quick += ["--eval_on_start", "false", "--save_strategy", "no", "--torch_compile", "false"]
-        program = [sys.executable, "-m", "fourstage.plan.measuring", str(result), way, str(recipe)]
+        program = [sys.executable, "-m", "fourstage.plan.measuring", str(result), way, str(a_round), str(recipe)]
         done = subprocess.run([*program, *flags, *quick], capture_output=True, text=True)
         if not result.is_file():
             lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]

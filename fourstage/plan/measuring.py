@@ -1,10 +1,12 @@
-"""Two real steps of a recipe in a program of its own, and the most memory that they held.
+"""A few real steps of a recipe in a program of its own: the most memory that they held, and how long one takes.
 
-    python -m fourstage.plan.measuring RESULT.json allocated recipes/sft.py --flag ...
+    python -m fourstage.plan.measuring RESULT.json allocated 1 recipes/sft.py --flag ...
 
 What is measured begins with `Trainer.train` and ends with it: what the models held before, and what training added.
 CUDA: max_memory_allocated. CPU: the peak of the resident set, its mark put back first (resident), or of what
-torch's allocator gave out, as torch.profiler reports it (allocated): one of them, as the profiler holds memory too.
+torch's allocator gave out, as torch.profiler reports it (allocated): one of them, as the profiler holds memory too and
+takes time. The seconds are those of all steps but the first round, in which libraries set themselves up; a round is as
+many steps as one rollout serves, and 1 without rollouts.
 """
 
 import ctypes
@@ -13,6 +15,7 @@ import json
 import os
 import runpy
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,13 +24,18 @@ import torch
 from torch.distributed.tensor import DTensor
 
 
-def main(result: str, way: str, recipe: str, *flags: str) -> None:
-    """Runs the recipe, writes {"peak": bytes, "what": ..., "held": bytes before} and ends after training."""
+def main(result: str, way: str, a_round: str, recipe: str, *flags: str) -> None:
+    """Runs the recipe, writes {"peak": bytes, "what": ..., "held": bytes before} and ends after training.
+
+    Beside these "seconds" of a step, unless a profiler slowed them down.
+    """
     from transformers import Trainer
 
     def train(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         step = lambda: own(trainer, *args, **kwargs)  # noqa: E731
-        held = _held(trainer)
+        held, ends = _held(trainer), []
+        found: dict[str, Any]
+        trainer.add_callback(_clock(ends))
         if torch.cuda.is_available() and trainer.args.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             step()
@@ -36,6 +44,8 @@ def main(result: str, way: str, recipe: str, *flags: str) -> None:
             found = {"peak": held + _most_allocated(step), "what": "allocated by torch"}
         else:
             found = {"peak": held + _resident_growth(step), "what": "resident set"}
+        if way != "allocated":
+            found["seconds"] = seconds_of_a_step(ends, int(a_round))
         rank = os.environ.get("RANK", "0")  # of several processes each measures itself
         Path(result if rank == "0" else f"{result}.{rank}").write_text(json.dumps({**found, "held": held}))
         raise SystemExit(0)
@@ -44,6 +54,24 @@ def main(result: str, way: str, recipe: str, *flags: str) -> None:
     setattr(Trainer, "train", train)  # noqa: B010  # its type is another, as it never returns
     sys.argv = [recipe, *flags]
     runpy.run_path(recipe, run_name="__main__")
+
+
+def seconds_of_a_step(ends: list[float], a_round: int) -> float:
+    """The mean of all steps after the first round, by when each ended: [5.0, 5.5, 6.5] and 1 -> 0.75."""
+    return (ends[-1] - ends[a_round - 1]) / (len(ends) - a_round)
+
+
+def _clock(ends: list[float]) -> Any:
+    """A callback that keeps when each step ended."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            ends.append(time.perf_counter())
+
+    return Clock()
 
 
 def _held(trainer: Any) -> int:

@@ -64,6 +64,11 @@ class Plan:
         return round(self.target.device.need(tensors))
 
     @property
+    def round(self) -> int:
+        """Steps that one rollout serves; 1 without rollouts."""
+        return round(_served(self.settings)) if self.prompt else 1
+
+    @property
     def fits(self) -> bool:
         return self.need <= self.target.device.memory
 
@@ -181,8 +186,12 @@ def _rollout_seconds(settings: Settings, found: Rehearsed, target: Target, promp
     tokens = training.max_completion_length * found.weights["weights"] / target.device.bandwidth
     rows = training.generation_batch_size / target.processes
     operations = 2 * found.parameters * rows * (prompt + training.max_completion_length) / target.device.operations
-    served = training.num_iterations * training.steps_per_generation / training.gradient_accumulation_steps
-    return (tokens + operations) / served
+    return (tokens + operations) / _served(settings)
+
+
+def _served(settings: Settings) -> float:
+    training = settings.training
+    return training.num_iterations * training.steps_per_generation / training.gradient_accumulation_steps
 
 
 def remedies(plan: Plan) -> Iterator[tuple[str, Plan]]:

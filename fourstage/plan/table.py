@@ -14,7 +14,7 @@ def describe(plan: Plan, price: float | None = None) -> str:
         lines.append(("", f"generation {size(sum(plan.generation.values()))} ({_parts(plan.generation)})"))
     lines.append(("", plan.target.device.outside_in_words()))
     lines += _verdict(plan)
-    lines.append(("time", _time(plan, price)))
+    lines.append(("time", _time(plan, plan.seconds, price, ", roughly (--measure times it)")))
     return "\n".join(f"{name:<13}{text}" for name, text in lines)
 
 
@@ -75,11 +75,17 @@ def _verdict(plan: Plan) -> list[tuple[str, str]]:
     return lines
 
 
-def _time(plan: Plan, price: float | None) -> str:
-    step = f"a step {plan.seconds:.2g} s, roughly; evaluations not counted"
+def timed(plan: Plan, step: float, price: float | None) -> str:
+    """How long the run takes if a step takes so many seconds, in one line."""
+    compiled = "; compiled, as the run will be, it is shorter" if plan.settings.training.torch_compile else ""
+    return _time(plan, step, price, compiled)
+
+
+def _time(plan: Plan, one: float, price: float | None, remark: str) -> str:
+    step = f"a step {one:.2g} s{remark}; evaluations not counted"
     if plan.steps is None:
         return step
-    seconds = plan.seconds * plan.steps
+    seconds = one * plan.steps
     hours = seconds / 3600
     long = (
         f"about {hours:.2g} h"

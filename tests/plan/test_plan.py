@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from transformers import LlamaConfig
 
 from fourstage.cli import main
 from fourstage.models.sizing import count_parameters
+from fourstage.plan import command
 from fourstage.plan.engines import per_process
 from fourstage.plan.generation import cache_bytes
+from fourstage.plan.measuring import seconds_of_a_step
 from fourstage.plan.models import quantised_bytes
 from fourstage.plan.rehearsal import Rehearsed
 from fourstage.plan.table import size
@@ -179,7 +182,26 @@ def test_bad_input_takes_one_line(words, message, capsys, monkeypatch):
 @pytest.mark.slow
 def test_an_estimate_is_near_what_a_run_allocates(tmp_path):
     texts = write_texts(tmp_path / "texts.jsonl")
-    words = ["--dataset_name", texts, *TINY, "--max_length=64", "--measure", "allocated"]
-    run_program(sys.executable, "-m", "fourstage.cli", "plan", "pretrain", *words, "--json", tmp_path / "plan.json")
+    words = ["--dataset_name", texts, *TINY, "--max_length=64", "--max_steps=600", "--measure"]
+    words += ["--json", tmp_path / "plan.json"]
+    done = run_program(sys.executable, "-m", "fourstage.cli", "plan", "pretrain", *words)
     found = json.loads((tmp_path / "plan.json").read_text())
     assert 0.95 < found["estimate"] / found["measured"]["allocated"] < 1.15
+    step = found["measured"]["seconds"]
+    assert 0 < step < 60 and f"a step {step:.2g} s; evaluations not counted" in done.stdout
+
+
+def test_the_seconds_of_a_step_leave_out_the_first_round():
+    ends = [100.0, 101.0, 103.0, 104.0, 106.0]  # the first took long; rollouts make every second step longer
+    assert seconds_of_a_step(ends, 1) == 6 / 4 and seconds_of_a_step([100.0, *ends], 2) == 6 / 4
+
+
+def test_a_round_is_what_one_rollout_serves(monkeypatch):
+    """Steps so that whole rounds are timed: two rollouts' worth here, 4 steps without rollouts."""
+    asked = []
+    failed = SimpleNamespace(stderr="no", stdout="")
+    monkeypatch.setattr(command.subprocess, "run", lambda words, **options: asked.append(words) or failed)
+    for way, a_round in (("resident", 1), ("resident", 3), ("resident", 8), ("allocated", 8)):
+        with pytest.raises(ValueError, match="the recipe stopped: no"):
+            command.measure("ppo", ["--seed", "1"], way, a_round)
+    assert [int(words[words.index("--max_steps") + 1]) for words in asked] == [5, 9, 16, 2]
