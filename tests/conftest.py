@@ -3,7 +3,14 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
+
+# A shell starts programs in the background with Ctrl-C ignored, and nohup with hang-ups ignored. What tests start would
+# ignore them too; a handler of this process is not inherited.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, lambda *ignored: None)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="fourstage-tests-")
