@@ -113,7 +113,9 @@ def _listed(checkpoint: Path) -> dict:
 def _needed(checkpoint: Path, record: dict) -> set[str]:
     """The files without which a recipe cannot go on. DeepSpeed and FSDP keep weights and optimizer in other forms."""
     processes, engine = record["processes"], record["engine"]
-    names = {_STATE, *(f"rng_state_{i}.pth" for i in range(processes))} if processes > 1 else {_STATE, "rng_state.pth"}
+    names = {_STATE}
+    if not (checkpoint / LIST).is_file():  # else that has the random states of the processes that there were
+        names |= {f"rng_state_{i}.pth" for i in range(processes)} if processes > 1 else {"rng_state.pth"}
     if not engine.startswith("zero"):
         names.add("scheduler.pt")
     if engine in ("none", "ddp"):

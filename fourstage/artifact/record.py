@@ -91,6 +91,8 @@ def identity(record: dict) -> dict:
 def differences(old: dict, new: dict) -> list[str]:
     """How two run.json differ in their `identity`, a line for each setting; empty for the same run.
 
+    Another gradient accumulation is no difference where another number of processes makes up for it (`same_updates`).
+
     A setting that the new run's defaults filled in does not count where the old run.json has None or "auto": it was
     written before such settings were resolved, and the rule that fills them is the same. A setting of data or model
     that the old run.json does not know was at its default.
@@ -101,8 +103,41 @@ def differences(old: dict, new: dict) -> list[str]:
     return [
         f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not (key in filled and before.get(key) in (None, "auto"))
+        if before.get(key) != now.get(key)
+        and not (key in filled and before.get(key) in (None, "auto"))
+        and not (key == "gradient_accumulation_steps" and same_updates(old, new))
     ]
+
+
+def same_updates(old: dict, new: dict) -> bool:
+    """Whether a run may go on with the processes of `new`: updates read the same rows, sums come in another order.
+
+    That is so for pretrain, sft and reward, alone or under DDP, with as many micro-batches an update in all processes
+    together. PPO and GRPO draw tokens in every process, and group_by_length forms its groups by process.
+    """
+    plain = all(record.get("engine") in ("none", "ddp") for record in (old, new))
+    micro, other = (batches_an_update(record) for record in (old, new))
+    grouped = new["arguments"]["training"].get("train_sampling_strategy") == "group_by_length"
+    return new["stage"] in ("pretrain", "sft", "reward") and plain and micro == other and not grouped
+
+
+def batches_an_update(record: dict) -> int:
+    """Micro-batches of an update in all processes together."""
+    return record["arguments"]["training"].get("gradient_accumulation_steps", 1) * record.get("processes", 1)
+
+
+def other_processes(folder: Path, old: dict, new: dict) -> str:
+    """Why a run does not go on with another number of processes, and with which settings it would."""
+    then, now, batches = old["processes"], new["processes"], batches_an_update(old)
+    arguments = old["arguments"]["training"] | {"gradient_accumulation_steps": batches // now}
+    elastic = {**old, "processes": now, "engine": new["engine"], "arguments": {"training": arguments}}
+    way = f"--num_processes {then}"
+    if batches % now == 0 and same_updates(old, elastic):
+        way += f", or with --gradient_accumulation_steps {batches // now}"
+    return (
+        f"{folder} ran with {then} processes, now {now}, another number of rows a step; resume it with {way}, or "
+        "choose another --output_dir"
+    )
 
 
 def git_sha() -> str | None:

@@ -21,7 +21,7 @@ from fourstage.artifact.checkpoints import damage, newest_whole, numbered, was_w
 from fourstage.artifact.divergence import check_result
 from fourstage.artifact.hub import Hub, HubSettings, open_hub, take_settings
 from fourstage.artifact.lock import lock_folder, unlock_folder
-from fourstage.artifact.record import differences, new_record
+from fourstage.artifact.record import differences, new_record, other_processes, same_updates
 from fourstage.artifact.upload import public_record
 from fourstage.atomic import write_atomically, write_through
 from fourstage.data.loading import describe, fingerprint, rows_hash
@@ -117,6 +117,11 @@ def _begin(run: Run, training_args: TrainingArguments) -> None:
         return
     former = read_record(run.folder)
     same_run = former is not None and not differences(former, run.record)
+    if former and same_run and run.checkpoint and former["processes"] != run.record["processes"]:
+        print(
+            f"{run.folder} ran with {former['processes']} processes and goes on with {run.record['processes']}: "
+            "updates read the same rows, sums come in another order, random states begin anew"
+        )
     for key in ("data", "row_hashes"):
         run.record[key] = former.get(key) if former and same_run else None
     if former and not same_run:  # it never trained
@@ -322,13 +327,10 @@ def _decide(folder: Path, record: dict, resume: str | None) -> tuple[str, str | 
         )
     if finished:
         return "finished", f"{folder} is finished ({former['finished']}); nothing to do"
-    if former["processes"] != record["processes"]:
-        return "error", (
-            f"{folder} ran with {former['processes']} processes, now {record['processes']}, another number of rows a "
-            f"step; resume it with --num_processes {former['processes']}, or choose another --output_dir"
-        )
+    if former["processes"] != record["processes"] and not same_updates(former, record):
+        return "error", other_processes(folder, former, record)
     ran_under = former.get("engine", record["engine"])
-    if ran_under != record["engine"]:
+    if ran_under != record["engine"] and {ran_under, record["engine"]} != {"none", "ddp"}:
         return "error", (
             f"{folder} ran under {ran_under}, now {record['engine']}, whose checkpoints have another form; "
             f"resume it with {ran_under}, or choose another --output_dir"

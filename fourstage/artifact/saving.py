@@ -124,8 +124,13 @@ def _random_state() -> tuple:
 
 
 def _restore_random_state(checkpoint: Path, args: TrainingArguments) -> None:
-    """What the trainer restores before the first step after a checkpoint, for a run that has none left."""
+    """What the trainer restores before the first step after a checkpoint, for a run that has none left.
+
+    Nothing where another number of processes took the checkpoint.
+    """
     name = "rng_state.pth" if args.world_size <= 1 else f"rng_state_{args.process_index}.pth"
+    if not (checkpoint / name).is_file():
+        return
     with safe_globals():
         state = torch.load(checkpoint / name, weights_only=True)
     random.setstate(state["python"])

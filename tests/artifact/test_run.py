@@ -26,6 +26,7 @@ from helpers import (
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
+from fourstage.artifact.record import differences, same_updates
 from fourstage.parent import check_parent
 
 TOKEN = "hf_" + "abcDEFghiJ" * 3
@@ -220,7 +221,7 @@ def test_an_impossible_model_is_refused_in_one_line(chain, tmp_path, flags, name
 @pytest.mark.parametrize(
     ("now", "then", "fix"),
     [
-        ('"processes": 1', '"processes": 2', "--num_processes 2"),
+        ('"processes": 1', '"processes": 2', "--num_processes 2, or with --gradient_accumulation_steps 2, or"),
         ('"engine": "none"', '"engine": "fsdp2"', "ran under fsdp2, now none.*resume it with fsdp2"),
     ],
 )
@@ -368,3 +369,34 @@ def test_samples_keep_within_a_short_context_of_learned_positions(chain, tmp_pat
         turns = [{"role": "user", "content": json.loads(line)["prompt"]}]
         prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
         assert json.loads(line)["tokens"] <= max(0, 40 - len(prompt))
+
+
+@pytest.mark.parametrize(
+    ("stage", "engines", "then", "now", "changed", "same"),
+    [
+        ("sft", ("ddp", "none"), (4, 2), (1, 8), {}, True),
+        ("pretrain", ("none", "ddp"), (1, 2), (2, 1), {}, True),
+        ("reward", ("ddp", "ddp"), (4, 1), (2, 2), {}, True),
+        ("sft", ("ddp", "none"), (4, 2), (1, 4), {}, False),
+        ("sft", ("fsdp2", "fsdp2"), (4, 1), (2, 2), {}, False),
+        ("sft", ("zero2", "none"), (2, 1), (1, 2), {}, False),
+        ("grpo", ("ddp", "none"), (2, 1), (1, 2), {}, False),
+        ("ppo", ("ddp", "none"), (2, 1), (1, 2), {}, False),
+        ("sft", ("ddp", "none"), (2, 1), (1, 2), {"train_sampling_strategy": "group_by_length"}, False),
+    ],
+)
+def test_other_processes_take_the_same_updates(stage, engines, then, now, changed, same):
+    old, new = (
+        {
+            "stage": stage,
+            "engine": engine,
+            "processes": processes,
+            "arguments": {"training": {"gradient_accumulation_steps": batches, "seed": 1, **changed}},
+        }
+        for engine, (processes, batches) in zip(engines, (then, now), strict=True)
+    )
+    assert same_updates(old, new) is same
+    key = f"gradient_accumulation_steps was {then[1]}, now {now[1]}"
+    assert differences(old, new) == ([] if same else [key])
+    new["arguments"]["training"]["seed"] = 2
+    assert "seed was 1, now 2" in differences(old, new)

@@ -103,6 +103,32 @@ def test_ppo_resumes_to_the_same_end_under_its_own_engine_only(out, engine):
     assert found["apart"] < sharding.EQUAL and found["weights"] < 1e-6, found["figure"]
 
 
+@pytest.mark.parametrize(
+    ("case", "first", "then"),
+    [("pretrain", "ddp", "one"), ("pretrain-muon", "one", "ddp"), ("sft-lora", "one", "ddp"), ("reward", "ddp", "one")],
+)
+def test_a_run_goes_on_with_another_number_of_processes(out, case, first, then):
+    """Two processes and one that accumulates twice read the same rows an update."""
+
+    def launch(engine, folder):
+        rows, batches = {"one": (4, 2), "ddp": (8, 1)}[engine]  # of all processes at once
+        return sharding.launch(engine, folder, recipe, [*flags, f"--gradient_accumulation_steps={batches}"], rows)
+
+    recipe, *flags = sharding.cases(out / "chain")[case]
+    flags += [*sharding.TRIAL, "--max_steps=6", "--save_strategy=steps", "--save_steps=3", "--save_total_limit=2"]
+    straight, resumed = out / f"straight-{case}", out / f"elastic-{case}"
+    assert launch(first, straight) == ""
+    shutil.copytree(straight, resumed)
+    cut_off(resumed, step=3)
+    assert launch(then, resumed) == ""
+    log = (out / f"elastic-{case}.log").read_text()
+    assert "from checkpoint-3" in log and f"goes on with {1 if then == 'one' else 2}" in log
+    found = sharding.compare(resumed, straight)
+    assert found["apart"] < sharding.EQUAL, found["figure"]
+    if case != "pretrain-muon":  # Muon iterates in bfloat16, which magnifies differences of rounding
+        assert found["weights"] < 1e-4
+
+
 def test_the_slurm_script_starts_a_process_for_each_gpu_of_each_node(tmp_path):
     """Two nodes of two GPUs on this machine, by commands in place of Slurm's."""
     srun = 'shift; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@" & done; wait'
