@@ -319,7 +319,12 @@ def parse(recipe: str, *types: Any) -> tuple:
     flags = [part.split("=")[0].removeprefix("--").replace("-", "_") for part in arguments if part.startswith("--")]
     _check_names(flags, known | {f"no_{name}" for name in known} | {"config", "help"}, "--")
     optional = {name for kind in types for name, hint in get_type_hints(kind).items() if hint == bool | None}
-    parsed = parser.parse_args_into_dataclasses(_spell_out(arguments, optional))
+    try:
+        parsed = parser.parse_args_into_dataclasses(_spell_out(arguments, optional))
+    except TypeError as error:  # transformers makes an AcceleratorConfig of whatever keys there are
+        raise ValueError(
+            f"a setting with keys of its own, such as accelerator_config, has one that is unknown: {error}"
+        ) from None
     for settings in (vars(part) for part in parsed if hasattr(part, "output_dir")):
         check_output_dir(settings["output_dir"])
     for model_args in (part for part in parsed if isinstance(part, ModelArguments)):

@@ -101,6 +101,8 @@ SENSELESS = [
     ("pretrain", "lr_scheduler_kwargs", "'5'"),
     ("pretrain", "lr_scheduler_kwargs", "{min_lr: .nan}"),
     ("pretrain", "accelerator_config", "x"),
+    ("pretrain", "accelerator_config", "{x: 1}"),
+    ("pretrain", "accelerator_config", "{1: 2}"),
     ("pretrain", "deepspeed", "x"),
     ("pretrain", "fsdp_config", "[1]"),
     ("pretrain", "log_level", "x"),
