@@ -79,7 +79,7 @@ def _main() -> None:
     answering = os.dup(1)
     for number in (0, 1, 2):
         os.close(number)
-    sys.stdin, sys.stdout, sys.stderr = None, _Nowhere(), _Nowhere()  # ty: ignore[invalid-assignment]
+    sys.stdin, sys.stdout, sys.stderr = None, _Nowhere(), _Nowhere()
     write, dumps, leave = os.write, json.dumps, os._exit  # a program may replace them
     try:
         values = _values(asked["code"], asked["setup"], asked["tests"])
