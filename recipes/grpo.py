@@ -27,6 +27,7 @@ def main(data_args: DataArguments, training_args: GRPORunConfig, model_args: Mod
     from fourstage.artifact.run import finish_run, record_data, start_run
     from fourstage.data.lengths import drop_overlong, prompt_tokens
     from fourstage.data.loading import load_problems
+    from fourstage.doctor.light import tell_faults
     from fourstage.evaluation.everywhere import last_evaluation
     from fourstage.evaluation.generation import answer_questions
     from fourstage.launch import check_launch
@@ -46,6 +47,7 @@ def main(data_args: DataArguments, training_args: GRPORunConfig, model_args: Mod
     resolved = resolve_grpo(data_args, training_args, model_args, tokenizer)
     set_seed(training_args.seed)
     run = start_run("grpo", data_args, training_args, model_args, parent, repairs, resolved)
+    tell_faults("grpo", tokenizer, data_args, training_args, model_args)
 
     # The rows, and the model whose context bounds them
     train, test = load_problems(data_args, training_args.seed, rewards, training_args, tokenizer)

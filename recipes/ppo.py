@@ -26,6 +26,7 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
     from fourstage.artifact.run import finish_run, record_data, start_run
     from fourstage.data.lengths import drop_overlong, prompt_tokens
     from fourstage.data.loading import load_prompts
+    from fourstage.doctor.light import tell_faults
     from fourstage.evaluation.everywhere import last_evaluation
     from fourstage.evaluation.generation import answer_questions
     from fourstage.launch import check_launch
@@ -48,6 +49,7 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
     resolved = resolve_ppo(data_args, training_args, model_args)
     set_seed(training_args.seed)
     run = start_run("ppo", data_args, training_args, model_args, parent, repairs, resolved)
+    tell_faults("ppo", tokenizer, data_args, training_args, model_args)
 
     # The rows, and the model whose context bounds them
     train, test = load_prompts(data_args, training_args.seed, tokenizer)

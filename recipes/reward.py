@@ -19,6 +19,7 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
     from fourstage.artifact.run import finish_run, record_data, start_run
     from fourstage.data.encoded import encode_pairs
     from fourstage.data.loading import load_preferences
+    from fourstage.doctor.light import tell_faults
     from fourstage.evaluation.everywhere import evaluate_everywhere, last_evaluation
     from fourstage.evaluation.reward_model import describe_report, longer_wins, measure
     from fourstage.launch import check_launch
@@ -35,6 +36,7 @@ def main(data_args: DataArguments, training_args: RewardModelConfig, model_args:
     resolved = resolve_reward(data_args, training_args, model_args)
     set_seed(training_args.seed)
     run = start_run("reward", data_args, training_args, model_args, parent, repairs, resolved)
+    tell_faults("reward", tokenizer, data_args, training_args, model_args)
 
     # The rows
     train, test = load_preferences(data_args, training_args.seed, tokenizer)

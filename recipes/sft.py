@@ -18,6 +18,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     from fourstage.data.encoded import encode_conversations
     from fourstage.data.loading import load_conversations
     from fourstage.data.trained_text import tell_untrained
+    from fourstage.doctor.light import tell_faults
     from fourstage.evaluation.everywhere import evaluate_everywhere, last_evaluation
     from fourstage.evaluation.generation import answer_questions
     from fourstage.instruction import InstructTrainer
@@ -40,6 +41,7 @@ def main(data_args: DataArguments, training_args: InstructConfig, model_args: Mo
     repairs += mark_generation(tokenizer) if training_args.assistant_only_loss else []
     set_seed(training_args.seed)
     run = start_run("sft", data_args, training_args, model_args, parent, repairs, resolved)
+    tell_faults("sft", tokenizer, data_args, training_args, model_args)
 
     # The rows
     train, test = load_conversations(data_args, training_args.seed, tokenizer)

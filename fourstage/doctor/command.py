@@ -24,6 +24,7 @@ def run_doctor(words: Sequence[str]) -> int:
     """
     own, flags = _parser().parse_known_args(list(words))
     with lean_imports():
+        from fourstage.doctor.findings import in_words
         from fourstage.doctor.masks import masked_rows, shown
         from fourstage.printing import visible
     quiet_libraries()
@@ -42,18 +43,13 @@ def run_doctor(words: Sequence[str]) -> int:
     for group, found in groups.items():
         print(group)
         for finding in found:
-            print(f"  {_LABELS[finding.level]:<8}{visible(_line(finding))}")
+            print(f"  {_LABELS[finding.level]:<8}{visible(in_words(finding))}")
     print("\n".join(shown(rows)) + "\n" if rows else "", end="")
     print(f"{failed} failed, {warned} warnings, {len(findings) - failed - warned} others", flush=True)
     return int(failed > 0)
 
 
 _LABELS = {"ok": "ok", "unknown": "?", "warning": "warning", "FAIL": "FAIL"}
-
-
-def _line(finding: Any) -> str:
-    where = f" [{finding.where}]" if finding.where and finding.where not in finding.reason else ""
-    return " ".join(f"{finding.what}: {finding.reason}{'; ' + finding.fix if finding.fix else ''}{where}".split())
 
 
 def _name(subject: Any) -> str:

@@ -52,6 +52,12 @@ def refused(what: str, error: BaseException, where: str = "") -> Finding:
     return Finding("FAIL", what, reason or fix, fix if reason else "", where)
 
 
+def in_words(finding: Finding) -> str:
+    """What was found, why and what mends it, in one line."""
+    where = f" [{finding.where}]" if finding.where and finding.where not in finding.reason else ""
+    return " ".join(f"{finding.what}: {finding.reason}{'; ' + finding.fix if finding.fix else ''}{where}".split())
+
+
 def some(places: Iterable[str], shown: int = 5) -> str:
     """The first of many places: "train row 1, 5, 9, ... (12 in all)"; the name that they share stands once."""
     listed = list(places)

@@ -6,13 +6,17 @@ from collections import namedtuple
 
 import pytest
 from doctor_helpers import data, healthy_rows, lines, only, recipe, write_rows
+from helpers import run_here
 from transformers import AutoTokenizer, LlamaForCausalLM
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from fourstage.cli import main
 from fourstage.doctor import launching, pairs, rows, texts
 from fourstage.doctor.command import _examine, _open_model
+from fourstage.doctor.light import tell_faults
+from fourstage.models.loading import load_tokenizer
 from fourstage.models.tokenizer import CHAT_TEMPLATE, train_tokenizer
+from fourstage.plan.recipe import read_settings
 
 STAGES = {"pretrain": "text", "sft": "conversations", "reward": "pairs", "ppo": "prompts", "grpo": "problems"}
 
@@ -431,3 +435,42 @@ def test_what_the_hub_has_is_looked_at_where_it_can_be_reached(capsys):
     out = capsys.readouterr().out
     assert "?       model: nobody/model: not on this machine" in out
     assert "?       rows: dataset_name=nobody/rows cannot be read; look again where the Hub can be reached" in out
+
+
+# What recipes say by themselves
+
+
+FAULTS = {
+    "a begin that stands twice": (
+        lambda text: text.replace("{{- bos_token -}}", "{{- bos_token + bos_token -}}"),
+        "doctor: fail: begin token: <|bos|> begins the text twice: the chat template's texts; take it out of",
+    ),
+    "a prompt that training never shows": (
+        lambda text: text.removesuffix("\n").removesuffix("{%- endif -%}").rstrip() + "{{- '\\n' -}}{%- endif -%}",
+        "doctor: fail: text for training and for use: generation begins after '\\n', which training never shows: a pr",
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "grpo"])
+def test_a_recipe_says_what_its_template_spoils_and_goes_on(stage, flags, spoilt, capsys):
+    """One line for each fault, before the first step; nothing for a healthy model."""
+    short = ["--max_steps=1", "--report_to=none", "--eval_strategy=no", "--eval_on_start=false"]
+    model = with_template(spoilt(), lambda text: FAULTS["a prompt that training never shows"][0](text))
+    for name, expected in ((None, 0), (model, 1)):
+        out = model.parent / f"run-{bool(name)}"
+        run_here(stage, *flags(stage, model=name), *short, "--output_dir", out)
+        said = capsys.readouterr().out
+        assert said.count("doctor: ") == expected
+        assert (FAULTS["a prompt that training never shows"][1] in said) is bool(name)
+        assert said.find("doctor: ") < said.index("step 1/1") and (out / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_cheap_checks_name_the_fault(name, flags, spoilt, capsys):
+    change, expected = FAULTS[name]
+    settings = read_settings("sft", flags("sft", model=with_template(spoilt(), change)))
+    tokenizer, _ = load_tokenizer(settings.model, chats=True)
+    tell_faults("sft", tokenizer, settings.data, settings.training, settings.model)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(expected)
