@@ -12,8 +12,9 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE
 
@@ -57,7 +58,7 @@ def escapes():
 """
 
 
-class Unconfined(RuntimeError):
+class Unconfined(ValueError):
     """A sandbox that could not be made; the message has the reason."""
 
 
@@ -71,7 +72,7 @@ def run(code: str, tests: Sequence[tuple[str, str]], setup: str = "") -> list[st
     asked = {"code": code, "setup": setup, "tests": tests, "token": token, "limits": _LIMITS}
     answer, error = _answer(json.dumps(asked).encode())
     if error.startswith(b"bwrap:"):
-        raise Unconfined(error.decode(errors="replace").strip())
+        raise Unconfined(f"bubblewrap cannot make a sandbox: {' '.join(error.decode(errors='replace').split())}")
     try:
         said, values = json.loads(answer)
     except (ValueError, TypeError, RecursionError):  # it ended, or wrote something else
@@ -96,7 +97,7 @@ def why_not() -> str | None:
     try:
         found = run(_ESCAPES, [("value", "escapes()")], f"HOME = {_files_at_home()!r}")
     except Unconfined as error:
-        return f"bubblewrap cannot make a sandbox: {error}"
+        return str(error)
     if found == ["[]"]:
         return None
     return f"a program in the sandbox could reach {found[0]}" if found and found[0] else "a program did not run in it"
@@ -111,35 +112,33 @@ def _files_at_home() -> list[str]:
 
 def _answer(asked: bytes) -> tuple[bytes, bytes]:
     """What a program in a sandbox of its own wrote, and what bubblewrap said."""
-    filters = os.memfd_create("filter")
-    try:
-        os.write(filters, deny_filter())
-        os.lseek(filters, 0, os.SEEK_SET)
-        command = [*_sandbox(), "--seccomp", str(filters), *_interpreter(), "-c", _INSIDE.read_text(encoding="utf-8")]
-        with subprocess.Popen(command, pass_fds=[filters], env={}, stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
+    with _in_memory(deny_filter()) as calls, _in_memory(asked) as questions:
+        command = [*_sandbox(), "--seccomp", str(calls), *_interpreter(), "-c", _INSIDE.read_text(encoding="utf-8")]
+        with subprocess.Popen(command, pass_fds=[calls], env={}, stdin=questions, stdout=PIPE, stderr=PIPE) as process:
+            assert process.stdout and process.stderr
             timer = threading.Timer(CLOCK, process.kill)
             timer.start()
             try:
-                return _exchange(process, asked)
+                answer = process.stdout.read(ANSWER)
+                if len(answer) == ANSWER:  # it writes without end
+                    return b"", b""
+                return answer, process.stderr.read(ANSWER)
             finally:
                 timer.cancel()
                 process.kill()
-    finally:
-        os.close(filters)
 
 
-def _exchange(process: subprocess.Popen, asked: bytes) -> tuple[bytes, bytes]:
-    assert process.stdin and process.stdout and process.stderr
+@contextmanager
+def _in_memory(content: bytes) -> Generator[int]:
+    """The number of an open file with this content, which is in memory alone."""
+    number = os.memfd_create("fourstage")
     try:
-        process.stdin.write(asked)
-        process.stdin.close()
-    except BrokenPipeError:  # there is no sandbox; what it says tells why
-        pass
-    answer = process.stdout.read(ANSWER)
-    if len(answer) == ANSWER:  # it writes without end
-        process.kill()
-        return b"", b""
-    return answer, process.stderr.read(ANSWER)
+        with os.fdopen(number, "wb", closefd=False) as file:
+            file.write(content)
+        os.lseek(number, 0, os.SEEK_SET)
+        yield number
+    finally:
+        os.close(number)
 
 
 @functools.cache
