@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import pytest
 
@@ -161,3 +162,55 @@ def test_the_deadline_leaves_no_timer_behind(folders, monkeypatch):
     assert written(tokenizer, tokenizer.chat_template, [{"role": "user", "content": "hi"}])
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
     assert signal.getsignal(signal.SIGVTALRM) == signal.SIG_DFL
+
+
+def in_a_thread(work):
+    """What `work` returns or raises in a thread that is not the main one, as in a web page's."""
+    found = []
+
+    def run():
+        try:
+            found.append(work())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_an_endless_template_is_stopped_in_any_thread(folders, monkeypatch):
+    """The thread goes on afterwards, and its next template has the whole time."""
+    monkeypatch.setattr(deadline, "LONGEST", 0.3)
+    tokenizer = open_tokenizer(folders / "answers")
+    turns = [{"role": "user", "content": "hi"}]
+
+    def both():
+        with pytest.raises(deadline.TemplateTimeoutError, match="has not ended after 0.3 seconds; correct its loops"):
+            written(tokenizer, LOOPS, turns)
+        return written(tokenizer, tokenizer.chat_template, turns)
+
+    assert in_a_thread(both) == written(tokenizer, tokenizer.chat_template, turns) is not None
+
+
+def test_a_thread_that_waits_is_not_stopped_and_an_inner_deadline_does_not_end_an_outer_one(monkeypatch):
+    monkeypatch.setattr(deadline, "LONGEST", 0.3)
+    monkeypatch.setattr(deadline, "_LOOK", 0.01)
+
+    def waits():
+        with deadline.deadline(), deadline.deadline():
+            threading.Event().wait(0.8)  # no CPU time
+        return "ended"
+
+    def loops():
+        with deadline.deadline():
+            with deadline.deadline():
+                pass
+            while True:
+                pass
+
+    assert in_a_thread(waits) == "ended"
+    assert isinstance(in_a_thread(loops), deadline.TemplateTimeoutError)
+    with pytest.raises(deadline.TemplateTimeoutError):
+        loops()
