@@ -141,10 +141,15 @@ def say(text: str) -> None:
     try:
         os.write(2, line.encode(errors="replace"))
     except OSError:  # its terminal was closed, or who read it has gone: the next print would fail, within a step
+        _write_nowhere([fd for fd in (1, 2) if not stat.S_ISREG(os.fstat(fd).st_mode)])
+
+
+def _write_nowhere(files: list[int]) -> None:
+    """What is written to these from now on is lost, and does not fail."""
+    for fd in files:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for fd in (1, 2):
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                os.dup2(nowhere, fd)
+        os.dup2(nowhere, fd)
+        os.close(nowhere)
 
 
 def launch_command() -> str:
@@ -168,8 +173,11 @@ def _uninstall(program: _Program) -> None:
         signal.signal(number, handler)
 
 
-def _heard(*_: object) -> None:
-    """Python's own part of a signal: nothing, as the thread has heard of it by the file descriptor."""
+def _heard(number: int, frame: object) -> None:
+    """Python's own part of a signal, of which the thread has heard by the file descriptor: a terminal that was closed
+    is left here, before the main thread's next word to it would fail."""
+    if _program and number == getattr(signal, "SIGHUP", None):
+        _write_nowhere([fd for fd in _program.ttys if not os.isatty(fd)])
 
 
 def _listen(program: _Program, read: int, launchers: list["psutil.Process"]) -> None:

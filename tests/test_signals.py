@@ -222,7 +222,6 @@ with ended_by_signals():
     signals.take_first(lambda number: signals.say("stopping"))
     ready()
     while not signals.asked(): time.sleep(0.01)
-    time.sleep(0.2)
     for n in range(3): print("step", n, flush=True)
     open({str(saved)!r}, "w").close()
     signals.end(signals.asked())
@@ -239,6 +238,9 @@ with ended_by_signals():
         **streams,
     )
     os.close(slave)
-    assert b"ready" in os.read(master, 100)
+    heard = b""
+    while not heard.endswith(b"\n"):  # all of it: a terminal closed half way through the line would fail the print
+        heard += os.read(master, 100)
+    assert b"ready" in heard
     os.close(master)
     assert (process.wait(100), saved.exists()) == (129, True)
