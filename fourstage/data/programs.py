@@ -23,7 +23,7 @@ def program_row(row: Mapping) -> dict | None:
     """
     if row.get("tests") is not None and row.get("answer") is None:
         return formats.prompt_row(row)
-    if row.get("test_list") is not None:
+    if row.get("test_list") is not None and (row.get("text") is not None or row.get("prompt") is not None):
         return _mbpp(row)
     if row.get("test") is not None and row.get("entry_point") is not None:
         return _human_eval(row)

@@ -93,17 +93,21 @@ def _measure(own: argparse.Namespace, flags: list[str], plan: "Plan", estimate: 
 def measure(stage: str, flags: list[str], way: str, a_round: int = 1) -> dict:
     """A few real steps of a recipe on this machine in a program of its own, in a folder that is thrown away.
 
-    Two where what is allocated is measured, else a round of steps to begin with and further rounds, at least 4 steps.
+    Two under the profiler that sees what is allocated on a CPU, else a round of steps to begin with and further rounds,
+    at least 4 steps.
     Raises:
         ValueError: with its last line, if the recipe fails.
     """
+    import torch
+
     from fourstage.shipped import shipped_folder
 
     recipe = shipped_folder() / "recipes" / f"{stage}.py"
     flags = flags or ["--config", str(recipe.parent / "configs" / "demo" / f"{stage}.yaml")]
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
-        steps = 2 if way == "allocated" else a_round * (1 + math.ceil(4 / a_round))
+        profiled = way == "allocated" and not torch.cuda.is_available()
+        steps = 2 if profiled else a_round * (1 + math.ceil(4 / a_round))
         quick = [
             "--max_steps",
             str(steps),

@@ -44,7 +44,7 @@ def main(result: str, way: str, a_round: str, recipe: str, *flags: str) -> None:
             found = {"peak": held + _most_allocated(step), "what": "allocated by torch"}
         else:
             found = {"peak": held + _resident_growth(step), "what": "resident set"}
-        if way != "allocated":
+        if found["what"] != "allocated by torch":
             found["seconds"] = seconds_of_a_step(ends, int(a_round))
         rank = os.environ.get("RANK", "0")  # of several processes each measures itself
         Path(result if rank == "0" else f"{result}.{rank}").write_text(json.dumps({**found, "held": held}))

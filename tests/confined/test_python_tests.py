@@ -311,6 +311,8 @@ def test_rows_of_the_known_sets():
     assert own["tests"] == DOUBLE and own["prompt"] == [{"role": "user", "content": "Double?"}]
     assert all("answer" not in row for row in (double, root, total, own))
     assert problem_row({"question": "2?", "answer": "2", "tests": ["no"]})["answer"] == "2"
+    with pytest.raises(ValueError):  # nothing is asked
+        problem_row({"code": "x = 1", "test_list": DOUBLE})
 
 
 @confines
