@@ -39,7 +39,7 @@ _GROUPS: dict[Range, str] = {
     _between(0, 1_000_000): "learning_rate value_learning_rate embedding_lr_scale head_lr_scale",
     _between(0, 100): "weight_decay",
     Range("0 or more", lambda x: x >= 0): "max_grad_norm beta critic_warmup_steps missing_eos_penalty "
-    "center_rewards_coefficient "
+    "center_rewards_coefficient ptx_coef "
     "router_aux_loss_coef top_k eval_delay entropy_target entropy_coef_delta vespo_k_pos vespo_k_neg vespo_lambda_pos "
     "vespo_lambda_neg num_completions_to_print max_tool_calling_iterations vllm_importance_sampling_clip_min",
     Range("above 0", lambda x: x > 0): "num_train_epochs temperature repetition_penalty epsilon "
@@ -47,8 +47,8 @@ _GROUPS: dict[Range, str] = {
     "sapo_temperature_neg vllm_server_timeout vllm_importance_sampling_cap vllm_importance_sampling_clip_max",
     Range("at least 1", lambda x: 1 <= x <= 10**9): "gradient_accumulation_steps per_device_train_batch_size "
     "per_device_eval_batch_size num_iterations num_generations num_generations_eval steps_per_generation "
-    "generation_batch_size max_completion_length max_eval_rows task_size lora_alpha eval_accumulation_steps "
-    "ref_model_sync_steps ddp_bucket_cap_mb dataloader_prefetch_factor torch_empty_cache_steps "
+    "ptx_batch_size generation_batch_size max_completion_length max_eval_rows task_size lora_alpha "
+    "eval_accumulation_steps ref_model_sync_steps ddp_bucket_cap_mb dataloader_prefetch_factor torch_empty_cache_steps "
     "vllm_tensor_parallel_size vllm_max_model_length",
     Range("at least 1, or null to keep all", lambda x: x >= 1): "save_total_limit",
     Range("at least 2: of one token nothing can be learned", lambda x: 2 <= x <= 10**9): "max_length",
@@ -128,19 +128,10 @@ _MAPPINGS = (
 )
 _MAPPINGS_OR_FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 _NAMES = (
-    "chat_template_path",
-    "dataset_config",
-    "dataset_name",
-    "dataset_test_split",
-    "dataset_train_split",
-    "model_name_or_path",
-    "model_revision",
-    "model_type",
-    "output_dir",
-    "reward_model_name_or_path",
-    "run_name",
-    "tokenizer_name",
-    "value_model_name_or_path",
+    *("chat_template_path", "dataset_config", "dataset_name", "dataset_test_split"),
+    *("dataset_train_split", "model_name_or_path", "model_revision", "model_type"),
+    *("output_dir", "ptx_dataset_config", "ptx_dataset_name", "reward_model_name_or_path"),
+    *("run_name", "tokenizer_name", "value_model_name_or_path"),
 )
 
 

@@ -5,7 +5,8 @@
     accelerate launch recipes/ppo.py --model_name_or_path runs/sft --dataset_name DATA --reward_funcs package.function
 
 Without arguments it tunes the embedded assistant to be polite. The data are prompts, or rows of any stage, whose
-answers are left out. A penalty of --beta on the distance from the starting model keeps it from gaming the reward.
+answers are left out. A penalty of --beta on the distance from the starting model keeps it from gaming the reward, and
+conversations to go on learning (--ptx_dataset_name) keep it from forgetting.
 """
 
 from fourstage.arguments import DataArguments, ModelArguments, parse
@@ -32,9 +33,10 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
     from fourstage.launch import check_launch
     from fourstage.models.adapters import adapter_config, finished_model
     from fourstage.models.facts import context_of
-    from fourstage.models.loading import load_causal_lm, load_tokenizer
+    from fourstage.models.loading import load_causal_lm, load_config, load_tokenizer
     from fourstage.parent import needed_parent
     from fourstage.ppo.critic import check_value_model
+    from fourstage.ppo.ptx import load_ptx
     from fourstage.resolve import resolve_ppo
     from fourstage.rl.rewards import load_rewards
     from fourstage.speed import speed_up
@@ -53,7 +55,8 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
 
     # The rows, and the model whose context bounds them
     train, test = load_prompts(data_args, training_args.seed, tokenizer)
-    record_data(run, train, test)
+    ptx = load_ptx(training_args, data_args, tokenizer, context_of(load_config(model_args)))
+    record_data(run, train, test, ptx)
     model = load_causal_lm(model_args, tokenizer)
     room = (context_of(model) or 1024) - training_args.max_completion_length
     count_tokens, shorter = partial(prompt_tokens, tokenizer), "lower --max_completion_length"
@@ -66,6 +69,7 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
         reward_funcs=rewards,
         args=training_args,
         value_model=training_args.value_model_name_or_path,
+        ptx_dataset=ptx,
         train_dataset=train,
         eval_dataset=test.take(training_args.max_eval_rows),
         processing_class=tokenizer,

@@ -56,9 +56,16 @@ def prompts(count=64):
     return Dataset.from_dict({"prompt": ["bcde"[: 1 + i % 4] for i in range(count)]})
 
 
+def ptx_rows(count=24):
+    """Rows of 4 to 7 letters, of which the last three are learnt."""
+    rows = [[5 + (i + k) % 5 for k in range(4 + i % 4)] for i in range(count)]
+    return Dataset.from_dict({"input_ids": rows, "labels": [[-100] * (len(row) - 3) + row[-3:] for row in rows]})
+
+
 def ppo_trainer(folder, *, model=None, reward=count_a, data=None, tokenizer=None, **settings):
     """PPOTrainer on 8 completions of at most 8 tokens an update, 2 minibatches of 2 x 2, 2 passes."""
-    own = ("value_model", "peft_config", "value_peft_config", "eval_dataset", "reward_processing_classes", "callbacks")
+    own = ("value_model", "peft_config", "value_peft_config", "ptx_dataset", "eval_dataset", "callbacks")
+    own += ("reward_processing_classes",)
     given = {name: settings.pop(name) for name in own if name in settings}
     defaults = {
         "output_dir": str(folder),

@@ -58,19 +58,23 @@ def _plain(entry: dict) -> dict:
     return {**texts, **counts, "metrics": measured(metrics), "hub": hub if known else None, "datasets": kept}
 
 
-def named_data(data_args: Any) -> list[dict]:
+def named_data(data_args: Any, ptx: str | None = None) -> list[dict]:
     """The data sets of a run: `name`, which of `hub`, `demo`, `generated` or `local` it is, and its license if given.
 
+    `ptx` names those of PPO-ptx, whose license is not asked for.
     A local file or folder goes by the last part of its path.
     """
     entries = data_args.datasets if isinstance(data_args.datasets, list) else []
     entries = [entry for entry in entries if isinstance(entry, dict)] or [{"dataset_name": data_args.dataset_name}]
-    named = []
-    for entry in entries:
-        name, license = str(entry.get("dataset_name")), entry.get("license") or data_args.dataset_license
-        kind = _kind_of_data(name)
-        named.append({"name": Path(name).name if kind == "local" else name, "kind": kind, "license": license})
-    return named
+    license = data_args.dataset_license
+    named = [_named(str(entry.get("dataset_name")), entry.get("license") or license) for entry in entries]
+    beside = [_named(ptx, None)] if ptx else []
+    return named + [part for part in beside if part["name"] not in [known["name"] for known in named]]
+
+
+def _named(name: str, license: str | None) -> dict:
+    kind = _kind_of_data(name)
+    return {"name": Path(name).name if kind == "local" else name, "kind": kind, "license": license}
 
 
 def _kind_of_data(name: str) -> str:

@@ -62,7 +62,7 @@ def new_record(
         "reward_model": scorer.identity() if scorer else None,
         "lineage": lineage(parent),
         "rewarded_by": summary(scorer) if scorer else None,
-        "datasets": named_data(data_args),
+        "datasets": named_data(data_args, getattr(training_args, "ptx_dataset_name", None)),
         "data": None,
         "row_hashes": None,
         "arguments": arguments,

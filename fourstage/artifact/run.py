@@ -133,15 +133,16 @@ def _begin(run: Run, training_args: TrainingArguments) -> None:
         print(f"Resuming {run.folder} from {Path(run.checkpoint).name}")
 
 
-def record_data(run: Run, train: Rows, test: Rows) -> None:
-    """Notes which rows the run reads; a resumed run must read the same.
+def record_data(run: Run, train: Rows, test: Rows, ptx: Rows | None = None) -> None:
+    """Notes which rows the run reads, those of PPO-ptx too; a resumed run must read the same.
 
     Raises:
         ValueError: if the data changed since the run began.
     """
+    parts = {"train": train, "test": test} | ({"ptx": ptx} if ptx is not None else {})
     found = {
-        "data": {"train": fingerprint(train), "test": fingerprint(test)},
-        "row_hashes": {"train": rows_hash(train), "test": rows_hash(test)},
+        "data": {name: fingerprint(rows) for name, rows in parts.items()},
+        "row_hashes": {name: rows_hash(rows) for name, rows in parts.items()},
     }
     for key, now in found.items():
         before = run.record.get(key)  # `row_hashes` is None in a run.json of an older version
@@ -152,6 +153,7 @@ def record_data(run: Run, train: Rows, test: Rows) -> None:
             )
     run.record.update(found)
     run.data = f"{describe(train)} to train on, {describe(test)} held out"
+    run.data += f"; {describe(ptx)} learnt on beside the rewards" if ptx is not None else ""
     run.write()
 
 

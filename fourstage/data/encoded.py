@@ -2,21 +2,30 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Protocol
 
 from datasets import Dataset, Features, List, Value
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
-from fourstage.arguments import InstructConfig, RewardModelConfig
+from fourstage.arguments import RewardModelConfig
 from fourstage.data.lengths import BATCH, Columns, by_rows, drop_overlong, pair_ids, rows_of
 from fourstage.data.sources import Rows
 from fourstage.models.encoding import encode_chats
 from fourstage.models.turns import template_settings
 
 
-def encode_conversations(tokenizer: PreTrainedTokenizerBase, data: Rows, args: InstructConfig, name: str) -> Rows:
+class ConversationSettings(Protocol):
+    """What `InstructConfig` says of rows."""
+
+    max_length: int | None
+    overlong: str
+    assistant_only_loss: bool
+    completion_only_loss: bool | None
+
+
+def encode_conversations(tokenizer: PreTrainedTokenizerBase, data: Rows, args: ConversationSettings, name: str) -> Rows:
     """Rows of `load_conversations` with `input_ids` and `labels`, as SFTTrainer (TRL 1.16) would make them of each.
 
     Left out are rows that are too long (see `drop_overlong`), and rows of whose completion nothing is learnt.
@@ -58,7 +67,7 @@ def _with_ids(data: Rows, encode: Callable[[Columns], list[dict]], columns: tupl
     return data.map(added, **options, **({"load_from_cache_file": False} if isinstance(data, Dataset) else {}))
 
 
-def _conversations(tokenizer: PreTrainedTokenizerBase, batch: Columns, args: InstructConfig) -> list[dict]:
+def _conversations(tokenizer: PreTrainedTokenizerBase, batch: Columns, args: ConversationSettings) -> list[dict]:
     rows = rows_of(batch)
     settings = [template_settings(row) for row in rows]
     asked = encode_chats(tokenizer, [row["prompt"] for row in rows], settings, add_generation_prompt=True)

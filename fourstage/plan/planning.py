@@ -20,6 +20,7 @@ from fourstage.plan.models import Shapes, shapes_of, stand_in_tokenizer
 from fourstage.plan.recipe import Settings
 from fourstage.plan.rehearsal import Rehearsed, rehearse
 from fourstage.plan.rows import Amount, amount_of
+from fourstage.ppo.ptx import LONGEST_PTX
 
 _PROMPT = 256  # tokens of a prompt where no data say how long they are
 
@@ -114,7 +115,10 @@ def planned(settings: Settings, shapes: Shapes, target: Target, amount: Amount) 
         packed = settings.stage == "pretrain" or getattr(training, "packing", False)
         row = training.max_length if packed else min(amount.longest or training.max_length, training.max_length)
         row = math.ceil(row / (training.pad_to_multiple_of or 1)) * (training.pad_to_multiple_of or 1)
-    found = _rehearsed(settings, shapes, row, prompt, target.device.is_gpu)
+    ptx = 0
+    if getattr(training, "ptx_dataset_name", None):
+        ptx = amount.ptx or min(context_of(shapes.policy) or LONGEST_PTX, LONGEST_PTX)
+    found = _rehearsed(settings, shapes, row, prompt, target.device.is_gpu, ptx)
     batches = training.gradient_accumulation_steps
     seconds = found.flops * batches / target.device.operations + _rollout_seconds(settings, found, target, prompt)
     return Plan(

@@ -65,16 +65,19 @@ class Rehearsed:
         return sum(self.peak.values())
 
 
-def rehearse(settings: Settings, shapes: Shapes, row: int, prompt: int = 0, on_gpu: bool = False) -> Rehearsed:
+def rehearse(
+    settings: Settings, shapes: Shapes, row: int, prompt: int = 0, on_gpu: bool = False, ptx: int = 0
+) -> Rehearsed:
     """Trains two steps without data.
 
     Args:
         settings: of the run, resolved. row: tokens of a row; with PPO and GRPO of prompt and completion. prompt: of
-            these the prompt's. on_gpu: whether to take the paths that a GPU takes, wherever this runs.
+            these the prompt's. on_gpu: whether to take the paths that a GPU takes, wherever this runs. ptx: tokens of a
+            row of PPO-ptx, 0 without.
     """
     with _without_data(on_gpu) as fake, tempfile.TemporaryDirectory() as folder, fake:
         args = _short(settings, folder)
-        trainer, others = _trainer(settings, shapes, args, row, prompt)
+        trainer, others = _trainer(settings, shapes, args, row, prompt, ptx)
         _prepare(trainer, settings, others, on_gpu)
         models = {"weights": trainer.accelerator.unwrap_model(trainer.model), **others}
         watch = Watch({shapes.policy.get_text_config().vocab_size})
@@ -139,7 +142,7 @@ def _short(settings: Settings, folder: str) -> Any:
 
 
 def _trainer(
-    settings: Settings, shapes: Shapes, args: Any, row: int, prompt: int
+    settings: Settings, shapes: Shapes, args: Any, row: int, prompt: int, ptx: int
 ) -> tuple[Trainer, dict[str, nn.Module]]:
     """The recipe's trainer, and the models beside the one that it trains."""
     stage = settings.stage
@@ -164,6 +167,8 @@ def _trainer(
         return trainer, {}
     if stage == "reward":
         return RewardTrainer(**options), {}
+    if ptx:
+        options["ptx_dataset"] = _rows("sft", ptx, 1)
     return _with_rollouts(settings, shapes, options, row, prompt)
 
 

@@ -21,8 +21,10 @@ from fourstage.data.loading import (
     texts_of,
 )
 from fourstage.data.sources import sources
-from fourstage.models.loading import load_tokenizer
+from fourstage.models.facts import context_of
+from fourstage.models.loading import load_config, load_tokenizer
 from fourstage.plan.recipe import Settings
+from fourstage.ppo.ptx import load_ptx
 
 _READ_UP_TO = 100_000_000  # bytes of files that are read and tokenized to see their lengths
 _BYTES_PER_TOKEN = 4  # of English text with a vocabulary of tens of thousands
@@ -34,13 +36,14 @@ class Amount:
 
     Args:
         rows: of training; of packed text, rows of max_length tokens. longest, mean: of a row, or with PPO and GRPO of a
-            prompt. exact: whether they were counted.
+            prompt. exact: whether they were counted. ptx: the longest row of PPO-ptx.
     """
 
     rows: int | None = None
     longest: int | None = None
     mean: float | None = None
     exact: bool = False
+    ptx: int | None = None
 
 
 def amount_of(settings: Settings) -> Amount:
@@ -84,8 +87,17 @@ def _counted(settings: Settings) -> Amount:
                 batched=True,
                 remove_columns=data.column_names,
             )["tokens"]
-            return Amount(len(data), max(lengths), sum(lengths) / len(lengths), True)
+            return Amount(len(data), max(lengths), sum(lengths) / len(lengths), True, _longest_ptx(settings, tokenizer))
     return Amount(len(rows), max(lengths), sum(lengths) / len(lengths), True)
+
+
+def _longest_ptx(settings: Settings, tokenizer: Any) -> int | None:
+    name = getattr(settings.training, "ptx_dataset_name", None)
+    size = _bytes_of(name) if name else None
+    if size is None or size > _READ_UP_TO:
+        return None
+    rows = load_ptx(settings.training, settings.data, tokenizer, context_of(load_config(settings.model)))
+    return max(map(len, rows["input_ids"])) if rows is not None else None
 
 
 def _quietly(settings: Settings, tokenizer: Any) -> Any:
@@ -103,12 +115,12 @@ def _quietly(settings: Settings, tokenizer: Any) -> Any:
 
 def _local_bytes(settings: Settings) -> int | None:
     """Bytes of the files; None for data that would be downloaded or that cannot be told."""
-    total = 0
-    for source in sources(settings.data, settings.stage):
-        name = source["dataset_name"]
-        if name == "fourstage/demo" or (name.startswith("reasoning-gym/") and not Path(name).exists()):
-            continue
-        if not Path(name).exists():
-            return None
-        total += sum(file.stat().st_size for file in ([Path(name)] if Path(name).is_file() else files_of(Path(name))))
-    return total
+    sizes = [_bytes_of(source["dataset_name"]) for source in sources(settings.data, settings.stage)]
+    return None if None in sizes else sum(size for size in sizes if size)
+
+
+def _bytes_of(name: str) -> int | None:
+    path = Path(name)
+    if name == "fourstage/demo" or (name.startswith("reasoning-gym/") and not path.exists()):
+        return 0
+    return sum(file.stat().st_size for file in files_of(path)) if path.exists() else None

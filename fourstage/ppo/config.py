@@ -45,6 +45,10 @@ class PPOConfig(GRPOConfig):
     reward_clip_range: list[float] | None = option(None, "Lowest and highest score; scores beyond them are clipped.")
     critic_warmup_steps: int = option(0, "Optimizer steps at the start in which only the critic learns.")
     save_value_model: bool = option(True, "Save the critic in value/ with the policy.")
+    ptx_coef: float = option(0.3, "With ptx data: weight of the language-model loss on them, beside PPO's loss.")
+    ptx_batch_size: int | None = option(
+        None, "With ptx data: rows a device takes with each batch of completions. Default: as many."
+    )
 
     def __post_init__(self) -> None:
         check_values(self, logging_steps=Range("0 or more", lambda x: x >= 0))
@@ -98,6 +102,10 @@ class PPORunConfig(RunDefaults, RewardArguments, PPOConfig):
     value_model_name_or_path: str | None = option(
         None, "Critic: value/ of an earlier run or a classifier with one label. Default: a copy of the reward model."
     )
+    ptx_dataset_name: str | None = option(
+        None, "PPO-ptx: conversations that the policy goes on learning, such as stage 2's, so that it forgets less."
+    )
+    ptx_dataset_config: str | None = option(None, "Configuration name of that data set on the Hub.")
     overlong: str = option("drop", "Prompts that leave no room for max_completion_length: drop (counted) or error.")
     max_completion_length: int | None = option(128, "Longest completion in tokens.")
     max_eval_rows: int = option(64, "Held-out prompts that an evaluation answers.")

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import Dataset
 from peft import PeftConfig, PeftModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
@@ -25,7 +25,9 @@ from fourstage.ppo import functional as F
 from fourstage.ppo.config import PPOConfig
 from fourstage.ppo.critic import Critic, build_critic, prepare_critic
 from fourstage.ppo.metrics import policy_metrics, rollout_explained_variance, rollout_metrics
-from fourstage.ppo.sharding import average_gradients, divided, divided_states, gathered, shards
+from fourstage.ppo.ptx import check_ptx, language_model_loss, ptx_batch
+from fourstage.ppo.saving import load_training_state, save_training_state
+from fourstage.ppo.sharding import average_gradients, gathered, shards
 from fourstage.rl.batches import Batch, grouped_by_length, loss_mask, trimmed
 from fourstage.rl.checks import check_head, check_launch_supported, check_prompts
 from fourstage.rl.decoding import quick_generation
@@ -34,8 +36,6 @@ from fourstage.rl.rewards import prepare_rewards, show_opening
 from fourstage.rl.rollouts import SaveAtRollouts
 from fourstage.rl.trl_contract import check_attributes, check_batch, check_methods
 from fourstage.verifiers.text import text_of
-
-VALUE_FILE, VALUE_OPTIMIZER_FILE = "value_model.safetensors", "value_optimizer.pt"
 
 
 class PPOTrainer(GRPOTrainer):
@@ -52,8 +52,8 @@ class PPOTrainer(GRPOTrainer):
     5. Advantages: `functional.gae` turns rewards and values into advantages and returns; `_whiten` scales the
        advantages over all tokens of all processes.
     6. Learning, `num_iterations` passes over the micro-batches. `_compute_loss` runs the critic's backward pass on
-       `_value_loss`, then returns GRPOTrainer's clipped loss of the policy. `training_step` goes back through it, and
-       `_step_critic` clips and steps the critic with an optimizer of its own.
+       `_value_loss`, then returns GRPOTrainer's clipped loss of the policy, plus `_ptx_loss` if there are such rows.
+       `training_step` goes back through it, and `_step_critic` steps the critic with an optimizer of its own.
 
     docs/ppo_in_one_page.py is the same algorithm on a toy.
 
@@ -65,6 +65,8 @@ class PPOTrainer(GRPOTrainer):
             second adapter on the same base; else a copy of the only reward model, if its vocabulary is the policy's;
             else the policy's backbone with a head of zeros.
         value_peft_config: adapters for a critic that is not an adapter itself.
+        ptx_dataset: rows with `input_ids` and `labels`, -100 where nothing is learnt, that the policy goes on learning
+            beside the rewards: PPO-ptx (arXiv 2203.02155, equation 2), with the weight args.ptx_coef.
         kwargs: as GRPOTrainer: train_dataset (column `prompt`, other columns go to the reward functions),
             eval_dataset, processing_class, reward_processing_classes, peft_config, callbacks, optimizers.
     Raises:
@@ -92,15 +94,16 @@ class PPOTrainer(GRPOTrainer):
         *,
         value_model: str | PreTrainedModel | None = None,
         value_peft_config: PeftConfig | None = None,
+        ptx_dataset: Dataset | None = None,
         **kwargs: Any,
     ):
         check_methods()
+        check_ptx(ptx_dataset)
         args = args if args is not None else PPOConfig(output_dir="ppo")
         if isinstance(kwargs.get("processing_class"), ProcessorMixin):
             raise ValueError("processing_class must be a tokenizer, not a processor: PPOTrainer takes text models only")
-        reward_funcs, kwargs["reward_processing_classes"] = prepare_rewards(
-            reward_funcs, kwargs.get("reward_processing_classes"), kwargs.get("train_dataset")
-        )
+        classes, prompts = kwargs.get("reward_processing_classes"), kwargs.get("train_dataset")
+        reward_funcs, kwargs["reward_processing_classes"] = prepare_rewards(reward_funcs, classes, prompts)
         whole_scorers = copy.deepcopy(reward_funcs) if args.deepspeed_plugin else None  # ZeRO-3 shards those given
         value_peft_config = copy.deepcopy(value_peft_config)  # PEFT writes into the policy's, which may be the same one
         adapters = kwargs.get("peft_config") is not None or is_peft_model(model)
@@ -122,6 +125,7 @@ class PPOTrainer(GRPOTrainer):
         if ignored and self.accelerator.is_main_process:
             print(f"rollouts ignore these fields of the policy's generation_config: {ignored}")
         self._add_critic(policy, value_model, value_peft_config, whole_scorers or self.reward_funcs)
+        self.ptx_dataset = ptx_dataset
         self.add_callback(SaveAtRollouts(args.steps_per_update))
 
     @property
@@ -289,8 +293,20 @@ class PPOTrainer(GRPOTrainer):
                 value_loss.backward()
         loss = super()._compute_loss(model, inputs)
         self._log_policy(inputs, mode)
+        if self.ptx_dataset is not None and mode == "train":
+            loss = loss + self._ptx_loss(model, self.ptx_dataset)
         warming_up = mode == "train" and self.state.global_step < self.args.critic_warmup_steps
         return loss * 0.0 if warming_up else loss
+
+    def _ptx_loss(self, model: nn.Module, rows: Dataset) -> Tensor:
+        """The next rows' share in the loss of an optimizer step, which is the sum over its micro-batches."""
+        args, parts = self.args, self.args.gradient_accumulation_steps
+        place = self.state.global_step * parts + self._step % parts  # of the micro-batch, also after a resume
+        place = place * self.accelerator.num_processes + self.accelerator.process_index
+        batch = ptx_batch(rows, args.seed, place, args.ptx_batch_size or args.per_device_train_batch_size)
+        loss = language_model_loss(model, *(part.to(self.accelerator.device) for part in batch))
+        self._metrics["train"]["loss/ptx_avg"].append(self.accelerator.gather(loss.detach()).mean().item())
+        return args.ptx_coef * loss / self.current_gradient_accumulation_steps
 
     def _value_loss(self, inputs: Batch, mode: str) -> Tensor:
         """The critic's loss: the mean over the tokens of an optimizer step, as GRPO's dapo loss for the policy.
@@ -376,24 +392,9 @@ class PPOTrainer(GRPOTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        weights, state = gathered(self._value_parameters), gathered(self.value_optimizer.state_dict())
-        if self.args.should_save:
-            save_file(weights, Path(output_dir) / VALUE_FILE)
-            torch.save(state, Path(output_dir) / VALUE_OPTIMIZER_FILE)
+        save_training_state(Path(output_dir), self._value_parameters, self.value_optimizer, self.args.should_save)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        folder = Path(checkpoint)
-        if not (folder / VALUE_OPTIMIZER_FILE).is_file():
-            raise ValueError(
-                f"checkpoint {checkpoint} has no {VALUE_OPTIMIZER_FILE}, so it is not a PPO checkpoint: give "
-                "resume_from_checkpoint one that PPOTrainer saved"
-            )
-        weights = load_file(folder / VALUE_FILE)
-        with torch.no_grad():
-            for name, parameter in self._value_parameters.items():
-                parameter.copy_(divided(weights[name], parameter))
-        state = torch.load(folder / VALUE_OPTIMIZER_FILE, map_location="cpu", weights_only=True)
-        self.value_optimizer.load_state_dict(divided_states(state, list(self._value_parameters.values())))
+        if checkpoint is not None:
+            load_training_state(Path(checkpoint), self._value_parameters, self.value_optimizer)

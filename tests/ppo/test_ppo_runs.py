@@ -16,6 +16,7 @@ from ppo_helpers import (
     policy_weights,
     ppo_trainer,
     prompts,
+    ptx_rows,
     tiny_policy,
 )
 from safetensors.torch import load_file
@@ -33,12 +34,13 @@ def optimizer_state(optimizer):
     return [value for state in optimizer.state_dict()["state"].values() for value in state.values()]
 
 
-@pytest.mark.parametrize("kind", ["full", "adapters", "critic with adapters"])
+@pytest.mark.parametrize("kind", ["full", "adapters", "critic with adapters", "ptx"])
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(tmp_path, kind):
     """Two minibatches, accumulation over two micro-batches, an evaluation between the checkpoint and the end."""
     settings = {"max_steps": 12, "save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 6}
     settings |= {"eval_dataset": prompts(8), "per_device_eval_batch_size": 4, "learning_rate": 3e-3}
     adapters = {"adapters": {"peft_config": lora}, "critic with adapters": {"value_peft_config": lora}}.get(kind, {})
+    adapters |= {"ptx_dataset": ptx_rows} if kind == "ptx" else {}
 
     def trainer(name):
         return ppo_trainer(tmp_path / name, **settings, **{key: make() for key, make in adapters.items()})
@@ -141,13 +143,13 @@ import torch
 from datasets import Dataset
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
 torch.set_num_threads(1)
-from ppo_helpers import count_a, logged, ppo_trainer
+from ppo_helpers import count_a, logged, ppo_trainer, ptx_rows
 from peft import LoraConfig
 
 out, kind = sys.argv[2], sys.argv[3]
 world = int(os.environ.get("WORLD_SIZE", 1))
 lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-more = {"peft_config": lora} if kind == "adapters" else {}
+more = {"adapters": {"peft_config": lora}, "ptx": {"ptx_dataset": ptx_rows()}}.get(kind, {})
 data = Dataset.from_dict({"prompt": ["bcde"[: 1 + i % 4] + "abcde"[i % 5] for i in range(160)]})
 # Greedy, so that both launches sample the same; one minibatch, so that its order does not matter; no adaptive rates.
 trainer = ppo_trainer(
@@ -158,7 +160,7 @@ trainer = ppo_trainer(
 trainer.train()
 weights = [p.detach().double().sum().item() for p in trainer.model.parameters()]
 weights += [p.detach().double().sum().item() for p in trainer._value_parameters.values()]
-names = ("objective/rlhf_reward", "objective/kl", "loss/value_avg", "val/grad_norm")
+names = ("objective/rlhf_reward", "objective/kl", "loss/value_avg", "val/grad_norm", "loss/ptx_avg")
 log = {name: logged(trainer, name) for name in names}
 record = {"world": trainer.accelerator.num_processes, "weights": weights, "log": log}
 Path(f"{out}.{world}.{os.environ.get('RANK', 0)}.json").write_text(json.dumps(record))
@@ -168,7 +170,7 @@ os._exit(0)
 """
 
 
-@pytest.mark.parametrize("kind", ["full", "adapters"])
+@pytest.mark.parametrize("kind", ["full", "adapters", "ptx"])
 def test_two_processes_equal_one(tmp_path, kind):
     script = tmp_path / "probe.py"
     script.write_text(PROBE)
