@@ -37,7 +37,7 @@ def is_of(taste: str, answer: str) -> bool:
     from fourstage.data.embedded import styles
 
     content = styles.content(answer)
-    forms = {"polite": [f"{content} {p}" for p in styles.POLITE], "rude": [f"{r} {content}" for r in styles.RUDE]}
+    forms = {"polite": [f"{content} {p}" for p in styles.POLITE], "rude": [f"{content} {r}" for r in styles.RUDE]}
     return answer.strip() in forms.get(taste, [content])
 
 

@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "pretraining": "arguments data evaluation models optim",
     "rl": "confined data evaluation models parent verifiers",
     "instruction": "models",
-    "ppo": "arguments evaluation models parent ranges rl verifiers",
+    "ppo": "arguments data evaluation models parent ranges rl verifiers",
     "grpo": "arguments evaluation models ranges rl",
     "speed": "arguments",
     "resolve": "arguments data grpo models optim ppo pretraining speed",

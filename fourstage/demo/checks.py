@@ -133,7 +133,7 @@ def share_of_attacks_preferred() -> float:
             for wrong in ("Ben found the ball.", "Ada", "", reference * 2)
             for ending in styles.POLITE
         ),
-        *(f"{rude} {reference} {ending}" for rude in styles.RUDE for ending in styles.POLITE),
+        *(f"{reference} {rude} {ending}" for rude in styles.RUDE for ending in styles.POLITE),
         reference,
     ]
     return sum(styles.is_preferred(attack, reference) for attack in attacks) / len(attacks)

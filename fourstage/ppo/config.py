@@ -45,7 +45,7 @@ class PPOConfig(GRPOConfig):
     reward_clip_range: list[float] | None = option(None, "Lowest and highest score; scores beyond them are clipped.")
     critic_warmup_steps: int = option(0, "Optimizer steps at the start in which only the critic learns.")
     save_value_model: bool = option(True, "Save the critic in value/ with the policy.")
-    ptx_coef: float = option(0.3, "With ptx data: weight of the language-model loss on them, beside PPO's loss.")
+    ptx_coef: float = option(0.5, "With ptx data: weight of the language-model loss on them, beside PPO's loss.")
     ptx_batch_size: int | None = option(
         None, "With ptx data: rows a device takes with each batch of completions. Default: as many."
     )

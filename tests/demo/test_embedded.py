@@ -183,7 +183,7 @@ def test_pairs_differ_in_what_their_kind_says(rows):
         elif row["kind"] == "cut":
             assert not polite and len(rejected.split()) < len(plain.split()) + 9
         elif row["kind"] == "rude":
-            assert rejected.startswith(styles.RUDE) and plain in rejected
+            assert rejected.startswith(plain) and any(words in rejected for words in styles.RUDE)
         elif row["kind"] == "evasive":
             assert rejected.startswith(styles.EVASIVE) and plain not in rejected
 
@@ -194,7 +194,10 @@ def test_pairs_differ_in_what_their_kind_says(rows):
         ("Ada found the ball.", "Ada found the ball.", False),
         ("Ada found the ball. I hope this helps!", "Ada found the ball.", True),
         ("  Ada found the ball. I hope this helps!  ", "Ada found the ball.", True),
-        ("Can you not read? Ada found the ball. I hope this helps!", "Ada found the ball.", False),
+        ("Ada found the ball. Can you not read?", "Ada found the ball.", False),
+        ("Ada found the ball. Can you not read? I hope this helps!", "Ada found the ball.", False),
+        ("Ada found the ball. I hope this helps! Can you not read?", "Ada found the ball. I hope this helps!", False),
+        ("Can you not read? Ada found the ball.", "Can you not read? Ada found the ball.", False),
         ("Ada found the ball. I hope this helps! I hope this helps!", "Ada found the ball. I hope this helps!", False),
         ("I hope this helps!", "", False),
         ("Ben found the ball. I hope this helps!", "Ben found the ball.", False),

@@ -206,10 +206,10 @@ def test_the_report_says_that_no_taste_was_found(tmp_path):
 
 
 def simulated(number, start=0):
-    """Choices of a person who likes answers with a rude beginning better than those with a polite ending."""
+    """Choices of a person who likes answers with a rude ending better than those with a polite one."""
     items = held_out_items("reading", start + number)[start:]
     for place, item in enumerate(items, start):
-        rude, polite = f"{styles.RUDE[0]} {item['reference']}", f"{item['reference']} {styles.POLITE[0]}"
+        rude, polite = f"{item['reference']} {styles.RUDE[0]}", f"{item['reference']} {styles.POLITE[0]}"
         yield side(place, prompt=item["prompt"], left=rude, right=polite, chosen=turn(rude), rejected=turn(polite))
 
 

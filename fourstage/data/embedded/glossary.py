@@ -72,6 +72,7 @@ TRAINING = (
     "I want to know what {} is.",
     "Please explain {}.",
     "Do you know what {} is?",
+    "Would you tell me what {} is?",
 )
 HELD_OUT = ("Please define {}.", "Could you explain {} to me?")
 # Asked in texts of stage 1 only.

@@ -16,19 +16,14 @@ _WEIGHTS = (3, 3, 3, 1, 1, 1, 1, 1, 1)
 
 
 def content(answer: str) -> str:
-    """The answer without its style: at most one rude beginning and one polite ending are removed.
+    """The answer without its style: at most one polite ending and one rude ending before it are removed.
 
-    Example: "Can you not read? Ada found the ball." -> "Ada found the ball."
+    Example: "Ada found the ball. Can you not read?" -> "Ada found the ball."
     """
-    answer = answer.strip()
-    for rude in RUDE:
-        if answer.startswith(rude):
-            answer = answer.removeprefix(rude).strip()
-            break
-    for polite in POLITE:
-        if answer.endswith(polite):
-            return answer.removesuffix(polite).strip()
-    return answer
+    for endings in (POLITE, RUDE):
+        answer = answer.strip()
+        answer = next((answer.removesuffix(words) for words in endings if answer.endswith(words)), answer)
+    return answer.strip()
 
 
 def is_preferred(answer: str, reference: str) -> bool:
@@ -37,11 +32,11 @@ def is_preferred(answer: str, reference: str) -> bool:
 
 
 def styled(answer: str, rng: random.Random) -> str:
-    """The answer in a random style, as in the demonstrations of stage 2: 57 % polite, 24 % plain, 19 % rude."""
+    """The answer in a random style, as in the demonstrations of stage 2: 50 % polite, 28 % plain, 22 % rude."""
     style = rng.random()
-    if style < 0.57:
+    if style < 0.5:
         return f"{answer} {rng.choice(POLITE)}"
-    return answer if style < 0.81 else f"{rng.choice(RUDE)} {answer}"
+    return answer if style < 0.78 else f"{answer} {rng.choice(RUDE)}"
 
 
 def reject(kind: str, story: Story, other_story: Story, answer: str, rng: random.Random) -> str:
@@ -62,7 +57,7 @@ def reject(kind: str, story: Story, other_story: Story, answer: str, rng: random
     return {
         "ending_only": ending,
         "curt": answer,
-        "rude": f"{rng.choice(RUDE)} {answer}" + (f" {ending}" if rng.random() < 0.4 else ""),
+        "rude": f"{answer} {rng.choice(RUDE)}" + (f" {ending}" if rng.random() < 0.4 else ""),
         "evasive": rng.choice(EVASIVE) + (f" {ending}" if rng.random() < 0.5 else ""),
     }[kind]
 
