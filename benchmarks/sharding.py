@@ -69,6 +69,7 @@ def cases(chain: Path) -> dict[str, list[str]]:
         "sft": ["sft", base],
         "reward": ["reward", tuned],
         "ppo": ["ppo", tuned, scored, *RL],
+        "ppo-ptx": ["ppo", tuned, scored, *RL, "--ptx_dataset_name=fourstage/demo"],
         "grpo": ["grpo", tuned, scored, "--num_generations=4", *RL],
     }
     trained = full | {"pretrain": ["pretrain", base, "--max_length=128", "--max_eval_rows=16"]}  # which adapters need

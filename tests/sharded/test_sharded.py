@@ -59,8 +59,9 @@ ZERO = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason=
 
 @pytest.mark.parametrize(
     ("engine", "case"),
-    [("fsdp2", case) for case in (*ONE_PROCESS, "ppo", "grpo")]
-    + [pytest.param(*pair, marks=ZERO) for pair in (("zero2", "pretrain"), ("zero3", "sft"), ("zero3", "ppo"))],
+    [("fsdp2", case) for case in (*ONE_PROCESS, "ppo", "ppo-ptx", "grpo")]
+    + [pytest.param("zero2", "pretrain", marks=ZERO)]
+    + [pytest.param("zero3", case, marks=ZERO) for case in ("sft", "ppo", "ppo-ptx")],
 )
 def test_sharded_weights_learn_the_same(out, reference, engine, case):
     folder, (recipe, *flags) = out / f"{case}-{engine}", sharding.cases(out / "chain")[case]
