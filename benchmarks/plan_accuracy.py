@@ -1,6 +1,6 @@
 """What `fourstage plan` estimates against what two real steps of the recipe hold: the ratio, by stage, size and batch.
 
-    python benchmarks/plan_accuracy.py            # 16 points on a CPU, about ten minutes on two cores
+    python benchmarks/plan_accuracy.py            # 17 points on a CPU, about ten minutes on two cores
     python benchmarks/plan_accuracy.py sft grpo   # two stages
     python benchmarks/plan_accuracy.py --time     # seconds of a step instead: estimated, timed, and of a run of 60
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
 STEPS = 60  # of the runs whose steps are compared with what was timed
 CONTEXT, ANSWER = 128, 64
-# stage, size, rows at once, further flags
+# stage, size, rows at once, further flags, in which CHATS are rows of sft
 POINTS = [
     ("pretrain", "1M", 8, ""),
     ("pretrain", "1M", 16, "--no_use_muon"),
@@ -34,6 +34,7 @@ POINTS = [
     ("reward", "10M", 4, ""),
     ("ppo", "1M", 16, ""),
     ("ppo", "1M", 16, "--use_peft"),
+    ("ppo", "1M", 16, "--ptx_dataset_name CHATS"),
     ("ppo", "10M", 4, ""),
     ("grpo", "1M", 16, "--beta 0.1"),
     ("grpo", "1M", 16, "--use_peft"),
@@ -71,7 +72,7 @@ def run_seconds(folder: Path, stage: str, size: str, batch: int, more: list[str]
     out = folder / "run"
     shutil.rmtree(out, ignore_errors=True)
     quick = ["--max_steps", str(STEPS), "--report_to", "none", "--eval_strategy", "no", "--eval_on_start", "false"]
-    flags = [*flags_of(folder, stage, size), "--per_device_train_batch_size", str(batch), *more, *quick]
+    flags = [*flags_of(folder, stage, size, batch, more), *quick]
     words = [sys.executable, str(RECIPES / f"{stage}.py"), *flags, "--save_strategy", "no", "--output_dir", str(out)]
     subprocess.run(words, check=True, capture_output=True)
     return json.loads((out / "run.json").read_text())["metrics"]["train_runtime"] / STEPS
@@ -101,7 +102,7 @@ def compare_memory(stages: list[str]) -> None:
 
 def point(folder: Path, stage: str, size: str, batch: int, more: list[str], measured: str) -> dict:
     """The estimates and what was measured of one setting, in bytes and seconds."""
-    flags = [*flags_of(folder, stage, size), "--per_device_train_batch_size", str(batch), *more]
+    flags = flags_of(folder, stage, size, batch, more)
     words = [
         sys.executable,
         "-m",
@@ -122,7 +123,13 @@ def point(folder: Path, stage: str, size: str, batch: int, more: list[str], meas
     return json.loads((folder / "plan.json").read_text())
 
 
-def flags_of(folder: Path, stage: str, size: str) -> list[str]:
+def flags_of(folder: Path, stage: str, size: str, batch: int, more: list[str]) -> list[str]:
+    chats = {"CHATS": str(rows(folder, "sft"))} if "CHATS" in more else {}
+    given = ["--per_device_train_batch_size", str(batch), *(chats.get(word, word) for word in more)]
+    return [*begin(folder, stage, size), *given]
+
+
+def begin(folder: Path, stage: str, size: str) -> list[str]:
     if stage == "pretrain":
         return ["--dataset_name", str(texts(folder)), "--num_parameters", size, "--max_length", str(CONTEXT)]
     flags = ["--dataset_name", str(rows(folder, stage)), "--model_name_or_path", str(made(folder, "pretrain", size))]
@@ -139,18 +146,9 @@ def made(folder: Path, stage: str, size: str) -> Path:
     """A finished stage of that size: its weights need not be good."""
     out = folder / f"{stage}-{size}"
     if not out.exists():
-        quick = [
-            "--max_steps",
-            "1",
-            "--per_device_train_batch_size",
-            "2",
-            "--report_to",
-            "none",
-            "--eval_strategy",
-            "no",
-        ]
-        quick += ["--eval_on_start", "false", "--output_dir", str(out)]
-        words = [sys.executable, str(RECIPES / f"{stage}.py"), *flags_of(folder, stage, size), *quick]
+        quick = ["--max_steps", "1", "--report_to", "none", "--eval_strategy", "no", "--eval_on_start", "false"]
+        words = [sys.executable, str(RECIPES / f"{stage}.py"), *flags_of(folder, stage, size, 2, quick)]
+        words += ["--output_dir", str(out)]
         subprocess.run(words, check=True, capture_output=True)
     return out
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONAL, TRAINER = "fourstage/ppo/functional.py", "fourstage/ppo/trainer.py"
+SAVING, PTX = "fourstage/ppo/saving.py", "fourstage/ppo/ptx.py"
 NUMPY = "test_ppo_trainer.py::test_a_rollout_equals_numpy_on_unpadded_rows"
 
 
@@ -103,8 +104,28 @@ MUTANTS = (
     ),
     Mutant(
         "the critic's optimizer not resumed",
-        ((TRAINER, "self.value_optimizer.load_state_dict(", "(lambda state: None)("),),
+        ((SAVING, "optimizer.load_state_dict(", "(lambda state: None)("),),
         "test_ppo_runs.py::test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit",
+    ),
+    Mutant(
+        "PPO-ptx begins its rows anew after a resume",
+        ((TRAINER, "self.state.global_step * parts + self._step % parts", "self._step"),),
+        "test_ppo_runs.py::test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit",
+    ),
+    Mutant(
+        "PPO-ptx learns the same rows in each process",
+        ((TRAINER, "place * self.accelerator.num_processes + self.accelerator.process_index", "place"),),
+        "test_ppo_runs.py::test_two_processes_equal_one",
+    ),
+    Mutant(
+        "PPO-ptx counted once for each micro-batch",
+        ((TRAINER, "args.ptx_coef * loss / self.current_gradient_accumulation_steps", "args.ptx_coef * loss"),),
+        "test_ppo_ptx.py::test_the_gradient_is_that_of_ppo_and_a_share_of_that_of_the_rows",
+    ),
+    Mutant(
+        "PPO-ptx learns the prompts too",
+        ((PTX, "labels[:, 1:].flatten()", "ids[:, 1:].flatten()"),),
+        "test_ppo_ptx.py::test_the_loss_is_that_of_transformers_and_of_each_row_alone",
     ),
 )
 
