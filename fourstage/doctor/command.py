@@ -177,8 +177,15 @@ def _examine(subject: Any) -> dict[str, list]:
             *(texts.markers_in_texts, texts.vocabulary, texts.stops, texts.reward_tokenizer),
         ],
         "rows": [
-            *(rows.readable, rows.reserved_columns, rows.duplicates, rows.overlap, rows.truncated, rows.masked),
-            *(rows.one_kind_of_answer, pairs.length_tells, pairs.equal_pairs, pairs.contradictions, pairs.leaks),
+            *(rows.readable, rows.ptx, rows.reserved_columns, rows.duplicates, rows.overlap, rows.truncated),
+            *(
+                rows.masked,
+                rows.one_kind_of_answer,
+                pairs.length_tells,
+                pairs.equal_pairs,
+                pairs.contradictions,
+                pairs.leaks,
+            ),
             pairs.golds,
         ],
         "start": [

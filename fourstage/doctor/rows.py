@@ -6,9 +6,12 @@ from collections import Counter
 from fourstage.data.columns import RESERVED_COLUMNS
 from fourstage.data.trained_text import tell_untrained
 from fourstage.doctor.encoding import encoded_conversations
-from fourstage.doctor.findings import Finding, fail, ok, share, some, warning
+from fourstage.doctor.findings import Finding, fail, ok, share, some, unknown, warning
 from fourstage.doctor.reading import Part, key_of, prompt_of
 from fourstage.doctor.subject import Subject
+from fourstage.models.facts import context_of
+from fourstage.parent import is_hub_id
+from fourstage.ppo.ptx import load_ptx
 
 _COPIES = 0.01  # from this share of rows on they are worth a word
 _LONG = 50  # words: shorter documents recur by chance; Lee et al. (2022) count copies of 50 tokens and more
@@ -39,6 +42,18 @@ def readable(subject: Subject) -> list[Finding]:
         found.append(fail(what, "there are no rows", "choose other data"))
     read = " and ".join(f"{part.read:,} {part.name}" for part in parts)
     return found or [ok(what, f"{read} rows are read")]
+
+
+def ptx(subject: Subject) -> list[Finding]:
+    """The rows of PPO-ptx can be read, and marked for what is learnt of them."""
+    name = getattr(subject.training, "ptx_dataset_name", None)
+    if not name or subject.settings is None or subject.tokenizer is None or subject.config is None:
+        return []
+    if name != "fourstage/demo" and is_hub_id(name):
+        return [unknown("ptx rows", "on the Hub, and not fetched for this")]
+    rows = load_ptx(subject.training, subject.settings.data, subject.tokenizer, context_of(subject.config))
+    assert rows is not None, "they have a name"
+    return [ok("ptx rows", f"{len(rows):,} rows are learnt on")]
 
 
 def reserved_columns(subject: Subject) -> list[Finding]:

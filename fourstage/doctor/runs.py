@@ -1,6 +1,7 @@
 """Checks of a run's folder: its status, checkpoints, weights, and whether parent and data are as they were."""
 
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -17,8 +18,10 @@ from fourstage.data.loading import (
 )
 from fourstage.doctor.findings import Finding, fail, ok, refused, some, unknown, warning
 from fourstage.doctor.subject import Subject
+from fourstage.models.facts import context_of
 from fourstage.models.finite import not_finite
 from fourstage.parent import is_hub_id, weights_hash
+from fourstage.ppo.ptx import load_ptx
 from fourstage.rl.rewards import load_reward_func
 
 
@@ -107,26 +110,34 @@ def data(subject: Subject) -> list[Finding]:
     if settings.data.dataset_streaming:
         return [unknown(what, "a stream, which is not read again")]
     try:
-        train, test = _load(subject)
+        parts = _load(subject)
     except ValueError as error:
         return [refused(what, error)]
-    now = {"data": [fingerprint(train), fingerprint(test)], "rows": [rows_hash(train), rows_hash(test)]}
-    for key, found in now.items():
-        before = record.get(key)
-        if before and [before.get("train"), before.get("test")] != found:
+    now = {"data": fingerprint, "row_hashes": rows_hash}
+    for key, hash_of in now.items():
+        before, found = record.get(key), {name: hash_of(rows) for name, rows in parts.items()}
+        if before and {name: before.get(name) for name in parts} != found:
             reason = f"{settings.data.dataset_name or 'the mixture'} changed since the run: {before} -> {found}"
             return [fail(what, reason, "bring the old data back, or make this stage again", "run.json")]
-    return [ok(what, f"{len(train):,} and {len(test):,} rows, as the run read them")]
+    counts = " and ".join(f"{len(rows):,}" for rows in parts.values())
+    return [ok(what, f"{counts} rows, as the run read them")]
 
 
-def _load(subject: Subject) -> tuple:
+def _load(subject: Subject) -> dict[str, Any]:
+    """The rows of a run by the names under which its record keeps their hashes."""
     settings, stage = subject.settings, subject.stage
     assert settings is not None, "only a run with settings reads its rows"
-    rows, seed, tokenizer = settings.data, settings.training.seed, subject.tokenizer
+    rows, training, tokenizer = settings.data, settings.training, subject.tokenizer
     if stage == "pretrain":
-        return load_texts(rows, seed, settings.training.dataset_text_field)
-    if stage == "grpo":
-        functions = [load_reward_func(name) for name in settings.training.reward_funcs or []]
-        return load_problems(rows, seed, functions, settings.training, tokenizer)
-    load = {"sft": load_conversations, "reward": load_preferences, "ppo": load_prompts}[stage]
-    return load(rows, seed, tokenizer)
+        pair = load_texts(rows, training.seed, training.dataset_text_field)
+    elif stage == "grpo":
+        functions = [load_reward_func(name) for name in training.reward_funcs or []]
+        pair = load_problems(rows, training.seed, functions, training, tokenizer)
+    else:
+        load = {"sft": load_conversations, "reward": load_preferences, "ppo": load_prompts}[stage]
+        pair = load(rows, training.seed, tokenizer)
+    parts: dict[str, Any] = {"train": pair[0], "test": pair[1]}
+    if getattr(training, "ptx_dataset_name", None) and tokenizer is not None:
+        context = context_of(subject.config) if subject.config is not None else None
+        parts["ptx"] = load_ptx(training, rows, tokenizer, context)
+    return parts

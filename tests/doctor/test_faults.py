@@ -171,6 +171,16 @@ def test_a_row_that_cannot_be_read(flags):
     assert level == "FAIL" and text.startswith("train row 61: ") and "robot" in text
 
 
+def test_rows_of_ptx_are_read_as_the_recipe_reads_them(flags, tmp_path):
+    chats = write_rows(tmp_path / "chats.jsonl", healthy_rows("conversations"))
+    (found,) = rows.ptx(recipe("ppo", *flags("ppo"), "--ptx_dataset_name", chats))
+    assert (found.level, found.reason) == ("ok", "57 rows are learnt on")  # 60 less the share that stage 2 holds out
+    assert rows.ptx(recipe("ppo", *flags("ppo"))) == []
+    texts_alone = write_rows(tmp_path / "texts.jsonl", healthy_rows("text"))
+    with pytest.raises(ValueError, match="row 1"):  # which the command shows as a finding
+        rows.ptx(recipe("ppo", *flags("ppo"), "--ptx_dataset_name", texts_alone))
+
+
 def test_rows_that_say_nothing(flags):
     changed = healthy_rows("text")
     changed[1] = changed[3] = {"text": " \n"}

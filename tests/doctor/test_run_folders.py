@@ -99,6 +99,14 @@ def test_rows_that_were_changed(copied, tmp_path):
     assert level == "FAIL" and f"{file} changed since the run" in text
 
 
+def test_a_row_that_was_changed_behind_the_first_thousand(copied):
+    """The first hash is of a thousand rows, the second of all."""
+    assert not lines(runs.data(_open_run(str(copied))))
+    edit(copied / "run.json", lambda record: record["row_hashes"].update(train="0123456789abcdef"))
+    level, text = only(runs.data(_open_run(str(copied))))
+    assert level == "FAIL" and "changed since the run" in text
+
+
 def test_a_tuned_run_that_does_not_stop(copied):
     edit(copied / "generation_config.json", lambda config: config.update(eos_token_id=9))
     level, text = only(texts.stops(_open_run(str(copied))))

@@ -23,6 +23,8 @@ from trl import SFTConfig, SFTTrainer
 
 from fourstage.arguments import DataArguments
 from fourstage.data.loading import load_conversations
+from fourstage.doctor import runs
+from fourstage.doctor.command import _open_run
 from fourstage.models.opening import open_tokenizer
 from fourstage.models.tokenizer import mark_generation
 from fourstage.ppo.config import PPORunConfig
@@ -205,9 +207,11 @@ def test_a_recipe_records_the_rows_and_goes_on_with_the_same_ones_only(stages, t
     assert "rows learnt on beside the rewards" in capsys.readouterr().out
     logs = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     assert len([entry for entry in logs if "loss/ptx_avg" in entry]) == 4  # updates
+    assert [found.level for found in runs.data(_open_run(str(tmp_path / "run")))] == ["ok"]
     cut_off(tmp_path / "run", step=4)
     changed = chats.read_text().splitlines()
     chats.write_text("\n".join([*changed[:-1], changed[-1].replace("It is", "It was")]))
+    assert [found.level for found in runs.data(_open_run(str(tmp_path / "run")))] == ["FAIL"]
     with pytest.raises(ValueError, match="the data changed since this run began"):
         run_here("ppo", *flags)
     chats.write_text("\n".join(changed) + "\n")
