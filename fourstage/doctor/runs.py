@@ -119,6 +119,10 @@ def data(subject: Subject) -> list[Finding]:
         if before and {name: before.get(name) for name in parts} != found:
             reason = f"{settings.data.dataset_name or 'the mixture'} changed since the run: {before} -> {found}"
             return [fail(what, reason, "bring the old data back, or make this stage again", "run.json")]
+    if (record["data"].keys() | {"train", "test"}) != parts.keys():
+        return [
+            unknown(what, "the rows of PPO-ptx: no tokenizer is there to read them with; the others are as they were")
+        ]
     counts = " and ".join(f"{len(rows):,}" for rows in parts.values())
     return [ok(what, f"{counts} rows, as the run read them")]
 
