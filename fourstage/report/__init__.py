@@ -24,7 +24,7 @@ _QUESTION = "What is an LLM?"
 # The settings shown, by their names in the recipes.
 _SETTINGS = ("dataset_name", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "max_length")
 _SETTINGS += ("max_completion_length", "num_generations", "temperature", "beta", "num_iterations", "epsilon")
-_SETTINGS += ("epsilon_high", "gamma", "lam", "reward_funcs", "control")
+_SETTINGS += ("epsilon_high", "gamma", "lam", "ptx_dataset_name", "ptx_coef", "reward_funcs", "control")
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
@@ -99,6 +99,7 @@ def _contents(chapter: prose.Chapter, source: Source, rows: dict[str, dict], col
     own = source.runs.get(chapter.stage) or runs
     return {
         "about": chapter,
+        "also": prose.PTX if own and _setting(own[0], "ptx_dataset_name") else None,
         "was_run": bool(runs) or chapter.stage in rows,
         "changes": prose.changes(chapter, columns, rows),
         "charts": [chart for chart in charts if chart],
@@ -112,8 +113,9 @@ def _contents(chapter: prose.Chapter, source: Source, rows: dict[str, dict], col
 def settings(run: StageRun) -> list[tuple[str, str]]:
     """The settings and the cost of a run as pairs of name and value. Settings have the names of the recipes' flags."""
     training = section(run.record, "arguments", "training")
-    unused = "max_steps" if training.get("max_steps", -1) == -1 else "num_train_epochs"
-    values = [(name, _setting(run, name)) for name in _SETTINGS if name != unused]
+    unused = ["max_steps" if training.get("max_steps", -1) == -1 else "num_train_epochs"]
+    unused += [] if training.get("ptx_dataset_name") else ["ptx_coef"]
+    values = [(name, _setting(run, name)) for name in _SETTINGS if name not in unused]
     values.insert(2, ("rows per step", _rows_per_step(run)))
     pairs = [(name, formatting.short(value)) for name, value in values if value not in (None, "", [])]
     metrics = section(run.record, "metrics")

@@ -21,6 +21,10 @@ class Chapter:
     columns: tuple[str, ...]
 
 
+PTX = (
+    "Here it also goes on learning conversations like those of stage 2 (PPO-ptx), so that it forgets less of what the "
+    "reward model knows nothing about."
+)
 CHAPTERS = (
     Chapter(
         "random",

@@ -287,6 +287,15 @@ def test_an_unfinished_run_and_missing_files_are_told(tmp_path):
     assert "Hello there" in page
 
 
+def test_rows_that_ppo_goes_on_learning_are_told_where_there_are_any(tmp_path):
+    for name, ptx in (("with", "chats.jsonl"), ("without", None)):
+        training = {"max_steps": 96, "ptx_dataset_name": ptx, "ptx_coef": 0.25}
+        write_stage(tmp_path / name, "ppo", arguments={"data": {}, "training": training, "model": {}})
+    told, not_told = (words_of(read(write_report(tmp_path / name))) for name in ("with", "without"))
+    for words in ("PPO-ptx", "ptx_dataset_name chats.jsonl", "ptx_coef 0.25"):
+        assert words in told and words not in not_told
+
+
 def test_what_a_run_was_warned_of_is_told(tmp_path):
     warned = [{"kind": "loss_spike", "step": 30, "message": "the loss jumped to <b>9</b>"}, "not one", {}]
     write_stage(tmp_path / "sft", "sft", warnings=warned)
