@@ -12,6 +12,8 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 PAGE = """#!/bin/bash
 trap 'echo "page ended" >> {log}; exit {status}' INT
 echo "page $*" >> {log}
+# The shell of make catches SIGINT once it waits: until then a Ctrl-C would end it, and no person is that quick.
+until (( 0x$(sed -n 's/^SigCgt:\s*//p' /proc/$PPID/status) & 2 )); do sleep 0.01; done
 echo ready
 while :; do sleep 0.05; done
 """
