@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT, environment
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-PAGE = """#!/bin/bash
+PAGE = r"""#!/bin/bash
 trap 'echo "page ended" >> {log}; exit {status}' INT
 echo "page $*" >> {log}
 # The shell of make catches SIGINT once it waits: until then a Ctrl-C would end it, and no person is that quick.
