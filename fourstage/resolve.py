@@ -74,6 +74,8 @@ def resolve_reward(data_args: DataArguments, training_args: RewardModelConfig, m
 def resolve_ppo(data_args: DataArguments, training_args: PPORunConfig, model_args: ModelArguments) -> list[str]:
     """The precision alone: PPOConfig fills the critic's rate and the steps between log lines itself."""
     sources(data_args, "ppo")
+    if training_args.ptx_dataset_name:
+        sources(DataArguments(dataset_name=training_args.ptx_dataset_name), "sft")
     _check_room(training_args, model_args)
     return fill_precision(training_args, model_args, _parameters(model_args))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from helpers import SMALL_RUN, TINY, cut_off, record_of, run_here, write_chats, write_texts
+from helpers import SMALL_RUN, TINY, cut_off, files_in, record_of, run_here, write_chats, write_texts
 from peft import LoraConfig
 from ppo_helpers import (
     assert_equal_weights,
@@ -225,8 +225,16 @@ def test_a_recipe_records_the_rows_and_goes_on_with_the_same_ones_only(stages, t
     ("row", "why"),
     [({"text": "Once upon a time"}, "text"), ({"prompt": "a", "chosen": "b", "rejected": "c"}, "chosen")],
 )
-def test_rows_of_other_stages_are_refused_before_anything_is_written(stages, tmp_path, row, why):
+def test_rows_of_other_stages_are_refused_before_the_first_step(stages, tmp_path, row, why):
     _, flags = stages
     (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 4)
     with pytest.raises(ValueError, match=why):
         run_here("ppo", *flags, "--ptx_dataset_name", tmp_path / "rows.jsonl", "--output_dir", tmp_path / "run")
+    assert not [name for name in files_in(tmp_path / "run") if name.endswith((".safetensors", ".pt"))]
+
+
+def test_rows_that_are_not_there_are_refused_before_anything_is_written(stages, tmp_path):
+    _, flags = stages
+    with pytest.raises(ValueError, match="missing.jsonl"):
+        run_here("ppo", *flags, "--ptx_dataset_name", tmp_path / "missing.jsonl", "--output_dir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
