@@ -73,6 +73,8 @@ TRAINING = (
     "Please explain {}.",
     "Do you know what {} is?",
     "Would you tell me what {} is?",
+    "Would you explain to me what {} is?",
+    "Explain {} to me.",
 )
 HELD_OUT = ("Please define {}.", "Could you explain {} to me?")
 # Asked in texts of stage 1 only.
