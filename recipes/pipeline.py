@@ -284,10 +284,10 @@ def weights_of(stage: str) -> str:
 
 
 def measure_stages(args: argparse.Namespace, folder: Path, seed: int, stages: list[str], processes: int) -> None:
-    """Measures stages on half of the cores, beside `processes` - 1 others, or two at a time; shows their rows."""
+    """Measures stages on half of the cores, beside `processes` - 1 others, or three at once; shows their rows."""
     titles = {stage: "0 random weights" if stage == "random" else STAGES[stage].title for stage in stages}
     say(f"measuring {', '.join(titles.values())}")
-    with ThreadPoolExecutor(1 if processes > 1 else 2) as pool:
+    with ThreadPoolExecutor(1 if processes > 1 else 3) as pool:  # two at once leave a core idle under the third
         for stage in pool.map(lambda stage: measure_stage(args, folder, seed, stage), stages):
             metrics = (read_json(folder / "measured" / f"{stage}.json") or {})["row"]["metrics"]
             shown = {name: factor for name, (_, factor) in SHOWN.items() if name in metrics} or {"accuracy": 100}
