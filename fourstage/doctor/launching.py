@@ -216,8 +216,7 @@ def _plan(subject: Subject) -> Plan:
     amount = Amount(subject.train.total if subject.train else None)
     if lengths and subject.stage != "pretrain":
         amount = Amount(amount.rows, max(lengths), sum(lengths) / len(lengths), True)
-    half = bool(settings.training.bf16 or settings.training.fp16)
-    return planned(settings, shapes_of(settings), Target(this_machine(half), 1, "none"), amount)
+    return planned(settings, shapes_of(settings), Target(this_machine(), 1, "none"), amount)
 
 
 def _disk(subject: Subject, plan: Plan) -> Finding:

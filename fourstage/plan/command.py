@@ -35,8 +35,7 @@ def run_plan(words: Sequence[str]) -> int:
     elsewhere = own.gpu is not None or own.gpu_memory is not None
     if elsewhere:
         as_on_gpu(settings)
-    half = bool(settings.training.bf16 or settings.training.fp16)
-    device = gpu(own.gpu, own.gpu_memory, half) if elsewhere else this_machine(half)
+    device = gpu(own.gpu, own.gpu_memory) if elsewhere else this_machine()
     engine = own.engine or ("ddp" if own.num_gpus > 1 else "none")
     plan = make_plan(settings, Target(device, own.num_gpus, engine, own.prompt_tokens))
     print(describe(plan, own.price), flush=True)

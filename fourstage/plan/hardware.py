@@ -13,7 +13,7 @@ UTILISATION = 0.4
 
 @dataclass(frozen=True)
 class Device:
-    """Memory in bytes; operations a second and bytes a second that can be hoped for.
+    """Memory in bytes; operations a second, in float32 and in bfloat16, and bytes a second that can be hoped for.
 
     Args:
         outside: bytes that are held beside torch's tensors.
@@ -21,7 +21,8 @@ class Device:
 
     name: str
     memory: float
-    operations: float
+    full: float
+    half: float
     bandwidth: float
     outside: float
     is_gpu: bool = True
@@ -56,7 +57,7 @@ def gpu_names() -> list[str]:
     return list(_GPUS)
 
 
-def gpu(name: str | None, memory: float | None, half: bool) -> Device:
+def gpu(name: str | None, memory: float | None) -> Device:
     """A GPU by its name, or an unknown one of so many GB, which is taken for an A100 of that memory.
 
     Raises:
@@ -69,24 +70,25 @@ def gpu(name: str | None, memory: float | None, half: bool) -> Device:
     total, operations, bandwidth = _GPUS[(name or "a100").lower()]
     total = memory * GB if memory else total
     shown = name.upper() if name else f"a GPU of {memory:g} GB"
-    return Device(shown, total, operations * (1 if half else _FLOAT32_SHARE) * UTILISATION, bandwidth, _CUDA_CONTEXT)
+    half = operations * UTILISATION
+    return Device(shown, total, half * _FLOAT32_SHARE, half, bandwidth, _CUDA_CONTEXT)
 
 
-def this_machine(half: bool) -> Device:
-    """The GPU of this machine, else its CPU, with a short matrix product as the measure of its speed."""
-    if torch.cuda.is_available():
+def this_machine() -> Device:
+    """The GPU of this machine, else its CPU, with short matrix products as the measure of its speed."""
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    full, half = (_measured_rate(kind, dtype) * UTILISATION for dtype in (torch.float32, torch.bfloat16))
+    if kind == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        rate = _measured_rate("cuda", half)
-        return Device(properties.name, properties.total_memory, rate * UTILISATION, 1e12, _CUDA_CONTEXT)
+        return Device(properties.name, properties.total_memory, full, half, 1e12, _CUDA_CONTEXT)
     held = psutil.Process().memory_info().rss  # Python and the libraries, which a recipe imports too
-    memory = psutil.virtual_memory().total
-    return Device("this CPU", memory, _measured_rate("cpu", half) * UTILISATION, 1e10, held, is_gpu=False)
+    return Device("this CPU", psutil.virtual_memory().total, full, half, 1e10, held, is_gpu=False)
 
 
-def _measured_rate(device: str, half: bool) -> float:
-    """Operations a second of a product of two matrices of 1024 rows."""
+def _measured_rate(device: str, dtype: torch.dtype) -> float:
+    """Operations a second of a product of two matrices of 1024 rows, of 8192 on a GPU."""
     size = 1024 if device == "cpu" else 8192
-    one = torch.ones(size, size, device=device, dtype=torch.bfloat16 if half else torch.float32)
+    one = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(3):
         start = time.perf_counter()

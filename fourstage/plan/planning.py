@@ -120,7 +120,7 @@ def planned(settings: Settings, shapes: Shapes, target: Target, amount: Amount) 
         ptx = amount.ptx or min(context_of(shapes.policy) or LONGEST_PTX, LONGEST_PTX)
     found = _rehearsed(settings, shapes, row, prompt, target.device.is_gpu, ptx)
     batches = training.gradient_accumulation_steps
-    seconds = found.flops * batches / target.device.operations + _rollout_seconds(settings, found, target, prompt)
+    seconds = found.flops * batches / _rate(settings, target) + _rollout_seconds(settings, found, target, prompt)
     return Plan(
         settings,
         shapes,
@@ -189,8 +189,13 @@ def _rollout_seconds(settings: Settings, found: Rehearsed, target: Target, promp
     training = settings.training
     tokens = training.max_completion_length * found.weights["weights"] / target.device.bandwidth
     rows = training.generation_batch_size / target.processes
-    operations = 2 * found.parameters * rows * (prompt + training.max_completion_length) / target.device.operations
+    operations = 2 * found.parameters * rows * (prompt + training.max_completion_length) / _rate(settings, target)
     return (tokens + operations) / _served(settings)
+
+
+def _rate(settings: Settings, target: Target) -> float:
+    """Operations a second in the precision of the settings, which resolving them may have chosen."""
+    return target.device.half if settings.training.bf16 or settings.training.fp16 else target.device.full
 
 
 def _served(settings: Settings) -> float:

@@ -12,9 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import LlamaConfig
 
+from fourstage import speed
 from fourstage.cli import main
 from fourstage.models.sizing import count_parameters
-from fourstage.plan import command
+from fourstage.plan import command, hardware
 from fourstage.plan.engines import per_process
 from fourstage.plan.generation import cache_bytes
 from fourstage.plan.measuring import seconds_of_a_step
@@ -194,6 +195,17 @@ def test_an_estimate_is_near_what_a_run_allocates(tmp_path):
 def test_the_seconds_of_a_step_leave_out_the_first_round():
     ends = [100.0, 101.0, 103.0, 104.0, 106.0]  # the first took long; rollouts make every second step longer
     assert seconds_of_a_step(ends, 1) == 6 / 4 and seconds_of_a_step([100.0, *ends], 2) == 6 / 4
+
+
+def test_the_seconds_are_of_the_precision_that_the_recipe_chooses(tmp_path, monkeypatch):
+    texts, seconds = write_texts(tmp_path / "texts.jsonl"), {}
+    monkeypatch.setattr(hardware, "_measured_rate", lambda device, dtype: 4e9 if dtype == torch.bfloat16 else 1e9)
+    words = ["pretrain", "--dataset_name", texts, *TINY, "--json", tmp_path / "plan.json"]
+    for pays in (True, False):
+        monkeypatch.setattr(speed, "bfloat16_pays", lambda parameters, pays=pays: pays)
+        assert main(["plan", *map(str, words)]) == 0
+        seconds[pays] = json.loads((tmp_path / "plan.json").read_text())["seconds"]
+    assert 4 * seconds[True] == pytest.approx(seconds[False], rel=0.2)  # their attentions differ in operations
 
 
 def test_a_round_is_what_one_rollout_serves(monkeypatch):
