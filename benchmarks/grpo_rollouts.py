@@ -9,7 +9,8 @@ gradient checkpointing. Both sides run in this process in turn, from the same we
 and random state: `same_completions` says in how many of the rollouts they wrote the same tokens. `full`: no completion
 ends before the cap. `quarter`: they end at a quarter of it on average. The first step of each turn warms up. Ratios
 are medians over pairs of turns. `levers`: ours against ours without one of its levers, in the same way. The reward is
-the verifier `number`, and the share of even words so that groups differ.
+the verifier `number`, and the share of even words so that groups differ. `--bf16`: bfloat16 mixed precision on both
+sides, and on ours the attention that recipes/grpo.py chooses for it on a CPU.
 """
 
 import argparse
@@ -31,9 +32,11 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
 
+from fourstage.arguments import ModelArguments
 from fourstage.grpo import GRPOTrainer
 from fourstage.grpo import trainer as grpo_trainer
 from fourstage.rl import decoding
+from fourstage.speed import speed_up
 from fourstage.verifiers import number
 
 SIZES = {  # vocabulary, width, layers, heads: 1.0M and 10.0M parameters
@@ -130,7 +133,7 @@ def new_trainer(side: str, args: argparse.Namespace, size: str, workload: str, o
         **{"per_device_train_batch_size": MICRO, "gradient_accumulation_steps": ROWS // MICRO},
         **{"num_generations": GROUP, "max_completion_length": CAP, "num_iterations": args.iterations},
         **{"beta": args.beta, "reward_weights": [1.0, 1.0, 0.0], "logging_steps": 1000, "loss_type": args.loss_type},
-        **{"bf16": False, "use_cpu": True, "gradient_checkpointing": False, "disable_dropout": True},
+        **{"bf16": args.bf16, "use_cpu": True, "gradient_checkpointing": False, "disable_dropout": True},
         **{"report_to": "none", "save_strategy": "no", "disable_tqdm": True},
     )
     rewards = [number, evens, watch]
@@ -138,7 +141,10 @@ def new_trainer(side: str, args: argparse.Namespace, size: str, workload: str, o
         policy.save_pretrained(f"{out}/policy")
         policy = LlamaForCausalLM.from_pretrained(f"{out}/policy")
     options = {"train_dataset": rows, "processing_class": tokenizer, "callbacks": [record]}
-    return SIDES[side](policy, rewards, config, **options), record
+    trainer = SIDES[side](policy, rewards, config, **options)
+    if args.bf16 and side == "ours":
+        speed_up(trainer, ModelArguments(), trainer.ref_model)
+    return trainer, record
 
 
 def turn(trainer, record: Record, seed: int) -> dict[str, float]:
@@ -243,6 +249,7 @@ def main() -> None:
     parser.add_argument("--loss_type", default="dapo")
     parser.add_argument("--levers", nargs="+", default=list(LEVERS), choices=LEVERS)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bf16", action="store_true", help="both sides in bfloat16 mixed precision")
     parser.add_argument("--output", type=Path, help="also write the rows as JSON to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

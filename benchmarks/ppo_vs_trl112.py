@@ -2,12 +2,15 @@
 
     pip install --no-deps --target trl112 trl==1.12.0
     python benchmarks/ppo_vs_trl112.py speed --old trl112 --sizes 1M 10M --pairs 5
+    python benchmarks/ppo_vs_trl112.py speed --old trl112 --sizes 1M 10M --pairs 3 --bf16
     python benchmarks/ppo_vs_trl112.py reward --old trl112 --seeds 0 1 2 --updates 100 --learning_rate 3e-4
 
 Both sides run as processes of their own, one after the other, in turn: same model, same reward model and critic, same
 prompts, batch, passes and lengths, float32, no gradient checkpointing. An update is 64 completions of at most 64 tokens
 in 4 micro-batches, and 4 passes. `full`: no completion ends before the cap. `quarter`: they end at a quarter of it
 on average. Memory is the peak of the process above what it held after the imports. Ratios are medians over pairs.
+`--bf16`: bfloat16 mixed precision on both sides, and on ours what recipes/ppo.py does beside it on a CPU: its choice of
+attention, and memory kept between steps.
 """
 
 import argparse
@@ -81,7 +84,7 @@ def settings(args: argparse.Namespace, out: str) -> dict:
         "seed": args.seed,
         "report_to": "none",
         "save_strategy": "no",
-        "bf16": False,
+        "bf16": args.bf16,
         "use_cpu": True,
         "disable_tqdm": True,
         "gradient_checkpointing": False,
@@ -93,13 +96,15 @@ def settings(args: argparse.Namespace, out: str) -> dict:
 def new_trainer(args, parts, out, callbacks):
     from datasets import Dataset
 
+    from fourstage.arguments import ModelArguments, keep_memory
     from fourstage.ppo import PPOConfig, PPOTrainer
+    from fourstage.speed import speed_up
 
     tokenizer, policy, critic, reward, prompts = parts
     # Both trainers fit the critic by one rate, but 1.12 multiplies its loss by vf_coef, which Adam takes out again.
     own = {"max_completion_length": CAP, "num_iterations": PASSES, "max_steps": args.updates * PASSES}
     config = PPOConfig(**settings(args, out), **own, logging_steps=PASSES)
-    return PPOTrainer(
+    trainer = PPOTrainer(
         policy,
         reward,
         config,
@@ -109,6 +114,10 @@ def new_trainer(args, parts, out, callbacks):
         reward_processing_classes=tokenizer if hasattr(reward, "parameters") else None,
         callbacks=callbacks,
     )
+    if args.bf16:
+        keep_memory()
+        speed_up(trainer, ModelArguments(), critic, trainer.ref_model, *trainer.reward_funcs)
+    return trainer
 
 
 def old_trainer(args, parts, out, callbacks):
@@ -205,7 +214,7 @@ def letter_reward(side: str, tokenizer):
 def run(side: str, args: argparse.Namespace, size: str, workload: str, seed: int) -> dict:
     command = [sys.executable, __file__, args.task, "--side", side, "--size", size, "--workload", workload]
     command += ["--seed", str(seed), "--updates", str(args.updates), "--threads", str(args.threads)]
-    command += ["--learning_rate", str(args.learning_rate)]
+    command += ["--learning_rate", str(args.learning_rate), *(["--bf16"] if args.bf16 else [])]
     path = [str(Path(args.old).resolve())] if side == "old" else []
     quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(args.threads)}
     env = {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join([*path, str(ROOT)])}
@@ -258,6 +267,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--learning_rate", type=float, default=1e-6)
+    parser.add_argument("--bf16", action="store_true", help="both sides in bfloat16 mixed precision")
     parser.add_argument("--side", choices=("new", "old"), help="run one side here and print its numbers")
     parser.add_argument("--size", default="1M", choices=SIZES)
     parser.add_argument("--workload", default="full")
