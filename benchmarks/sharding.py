@@ -3,12 +3,13 @@
     python benchmarks/sharding.py OUTPUT_DIR
     python benchmarks/sharding.py OUTPUT_DIR --cases sft sft-lora --engines one fsdp2
     python benchmarks/sharding.py OUTPUT_DIR --chain runs/demo
+    python benchmarks/sharding.py OUTPUT_DIR --processes 4
     python benchmarks/sharding.py OUTPUT_DIR --memory 10M
     python benchmarks/sharding.py OUTPUT_DIR --speed 10M
 
-A run is 5 updates in float32 on the CPU, with 8 rows an update: in one process, or divided between two. It starts from
-a chain of about 200,000 parameters, made first, or from the folders pretrain, sft and reward of --chain. FSDP2 runs on
-CPUs through the patch in tests/sharded; ZeRO needs the extra deepspeed.
+A run is 5 updates in float32 on the CPU, with 8 rows an update: in one process, or divided between two (--processes).
+It starts from a chain of about 200,000 parameters, made first, or from the folders pretrain, sft and reward of --chain.
+FSDP2 runs on CPUs through the patch in tests/sharded; ZeRO needs the extra deepspeed.
 
 Compared with one process are all that the trainer logs but times, rates and counts, the figures on held-out rows
 among it, and the weights that the run leaves. PPO and GRPO draw tokens by process, so theirs are compared with DDP;
@@ -88,6 +89,7 @@ def launch(
     rows: int = 8,
     through: Sequence[object] = (),
     threads: int = 1,
+    processes: int = 2,
 ) -> str:
     """Runs a recipe into `folder`, logging to FOLDER.log. Returns "" if it succeeded, else the line that says why.
 
@@ -102,8 +104,8 @@ def launch(
     path = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     more = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     if engine != "one":
-        words += ["--num_processes", "2", "--main_process_port", free_port()]
-        rows //= 2
+        words += ["--num_processes", str(processes), "--main_process_port", free_port()]
+        rows //= processes
     if engine == "fsdp2":
         path.insert(0, str(ROOT / "tests" / "sharded"))
         more["FSDP_ON_CPU"] = "1"
@@ -171,14 +173,14 @@ def in_words(result: dict) -> str:
     return f"apart by {result['apart']:.1e} ({result['figure']})"
 
 
-def run_case(out: Path, chain: Path, case: str, engine: str) -> dict:
+def run_case(out: Path, chain: Path, case: str, engine: str, processes: int) -> dict:
     """Runs a case, and its reference where that is still to be run."""
 
     def run(case: str, engine: str) -> tuple[Path, str]:
         folder, (recipe, *flags) = out / f"{case}-{engine}", cases(chain)[case]
         if not (folder / "trainer_state.json").is_file():
             shutil.rmtree(folder, ignore_errors=True)  # what a failed run left
-        return folder, launch(engine, folder, recipe, [*flags, *TRIAL])
+        return folder, launch(engine, folder, recipe, [*flags, *TRIAL], processes=processes)
 
     by_process = cases(chain)[case][0] in ("ppo", "grpo")
     adamw = case == "pretrain-muon" and engine.startswith("zero")  # which takes the place of Muon there
@@ -260,6 +262,7 @@ def main() -> None:
     parser.add_argument("--chain", type=Path, help="folder with pretrain, sft and reward (default: made here)")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--cases", nargs="+", choices=list(cases(Path())))
+    parser.add_argument("--processes", type=int, default=2, help="that share the 8 rows (default: 2; a folder for each)")
     parser.add_argument("--memory", metavar="SIZE", help="measure memory instead, with models of so many parameters")
     parser.add_argument("--speed", metavar="SIZE", help="measure the time of a step instead, at so many parameters")
     args = parser.parse_args()
@@ -278,8 +281,8 @@ def main() -> None:
     for case in args.cases or cases(chain):
         for engine in args.engines:
             if engine == "one" and case.startswith(("ppo", "grpo")):
-                continue  # it draws other tokens than two processes
-            results.setdefault(case, {})[engine] = run_case(out, chain, case, engine)
+                continue  # it draws other tokens than several processes
+            results.setdefault(case, {})[engine] = run_case(out, chain, case, engine, args.processes)
             print(case, engine, in_words(results[case][engine]), flush=True)
             (out / "sharding.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(results, args.engines))

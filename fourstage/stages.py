@@ -46,7 +46,7 @@ _TABLE = (
         rows="text",
         scores=False,
         makes="a base model that continues text",
-        share=36,
+        share=27,
         next="accelerate launch recipes/sft.py --model_name_or_path {folder} --dataset_name DATA",
     ),
     Stage(
@@ -57,7 +57,7 @@ _TABLE = (
         rows="conversations",
         scores=False,
         makes="an assistant, tuned on conversations",
-        share=17,
+        share=19,
         next="accelerate launch recipes/reward.py --model_name_or_path {folder} --dataset_name DATA",
     ),
     Stage(
@@ -80,7 +80,7 @@ _TABLE = (
         rows="prompts",
         scores=False,
         makes="an assistant, tuned by PPO towards answers that are preferred",
-        share=13,
+        share=18,
         needs=("reward",),
         next="accelerate launch recipes/grpo.py --model_name_or_path {folder} --dataset_name DATA "
         "--reward_funcs number",
@@ -93,7 +93,7 @@ _TABLE = (
         rows="problems",
         scores=False,
         makes="a reasoning model, tuned by GRPO on problems with known answers",
-        share=22,
+        share=24,
     ),
     # What GRPO does with coin flips as rewards: any gain of the stage above is measured against it.
     Stage(
