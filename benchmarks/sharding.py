@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("--chain", type=Path, help="folder with pretrain, sft and reward (default: made here)")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--cases", nargs="+", choices=list(cases(Path())))
-    parser.add_argument("--processes", type=int, default=2, help="that share the 8 rows (default: 2; a folder for each)")
+    parser.add_argument("--processes", type=int, default=2, help="that share the 8 rows (default: 2)")
     parser.add_argument("--memory", metavar="SIZE", help="measure memory instead, with models of so many parameters")
     parser.add_argument("--speed", metavar="SIZE", help="measure the time of a step instead, at so many parameters")
     args = parser.parse_args()
