@@ -10,7 +10,7 @@ prompts, batch, passes and lengths, float32, no gradient checkpointing. An updat
 in 4 micro-batches, and 4 passes. `full`: no completion ends before the cap. `quarter`: they end at a quarter of it
 on average. Memory is the peak of the process above what it held after the imports. Ratios are medians over pairs.
 `--bf16`: bfloat16 mixed precision on both sides, and on ours what recipes/ppo.py does beside it on a CPU: its choice of
-attention, and memory kept between steps.
+attention, memory kept between steps, and few of oneDNN's kernels kept.
 """
 
 import argparse
@@ -217,6 +217,8 @@ def run(side: str, args: argparse.Namespace, size: str, workload: str, seed: int
     command += ["--learning_rate", str(args.learning_rate), *(["--bf16"] if args.bf16 else [])]
     path = [str(Path(args.old).resolve())] if side == "old" else []
     quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(args.threads)}
+    if args.bf16 and side == "new":
+        quiet["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "256"  # as `fourstage.speed.fill_precision` sets it
     env = {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join([*path, str(ROOT)])}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
