@@ -80,14 +80,14 @@ def ended_by_signals(words: str = "ended by {signal}") -> Generator[None]:
         if not program.asked:
             raise
         program.over = True
+        _end_listening(write, listener)  # what it has to say about the first signal stands above the last words
         if not isinstance(error, SystemExit):
             program.words += f" ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         _wait_for_launcher(program)
         say(program.words.replace("{signal}", _name(program.asked)))
         raise SystemExit(128 + program.asked) from None
     finally:
-        os.write(write, b"\0")
-        listener.join()
+        _end_listening(write, listener)
         _uninstall(program)
         _program = None
         os.close(read)
@@ -199,6 +199,11 @@ def _listen(program: _Program, read: int, launchers: list["psutil.Process"]) -> 
             if not program.asked:
                 _take(program, signal.SIGTERM)
     _closed(handles)
+
+
+def _end_listening(write: int, listener: threading.Thread) -> None:
+    os.write(write, b"\0")
+    listener.join()
 
 
 def _closed(handles: list[int]) -> list[int]:

@@ -88,12 +88,15 @@ def test_what_was_printed_is_kept_and_children_end(tmp_path):
 
 
 FIRST = """
-def first(number): print("asked", number, flush=True)
+heard = []
+def first(number):  # in another thread than what is printed next: a whole line, before that one goes on
+    os.write(1, f"asked {{number}}\\n".encode())
+    heard.append(number)
 with ended_by_signals():
     signals.last_words("stopped by {{signal}}; go on with: x")
     signals.take_first(first)
     ready()
-    while not signals.asked(): time.sleep(0.01)
+    while not heard: time.sleep(0.01)
     {then}
 """
 
@@ -103,6 +106,24 @@ def test_the_first_signal_can_wait_for_a_good_moment(tmp_path):
     program.pid()
     program.kill("SIGHUP")
     assert program.ended() == (129, "asked 1\nsaved\n", "stopped by SIGHUP; go on with: x\n")
+
+
+def test_what_the_first_has_to_say_stands_above_the_last_words(tmp_path):
+    """Also where its thread gets to say it after the main thread has ended."""
+    body = """
+def first(number):
+    time.sleep(0.5)
+    signals.say("stopping")
+with ended_by_signals("stopped by {signal}"):
+    signals.take_first(first)
+    ready()
+    while not signals.asked(): time.sleep(0.001)
+    signals.end(signals.asked())
+"""
+    program = Program(tmp_path, body)
+    program.pid()
+    program.kill("SIGTERM")
+    assert program.ended() == (143, "", "stopping\nstopped by SIGTERM\n")
 
 
 def test_the_second_does_not_wait(tmp_path):
