@@ -16,8 +16,8 @@ among it, and the weights that the run leaves. PPO and GRPO draw tokens by proce
 Muon under DeepSpeed is AdamW, and compared with it. "Apart by" is the largest difference of a figure over its largest
 value in the reference run. A finished run is not run again.
 
-With --memory: the most that torch's tensors take in one process over the two steps of sft and of PPO, policy and critic
-of that size, by engine, and its share of what one process alone takes.
+With --memory: the most that torch's tensors take in one process over the two steps of sft, of PPO, policy and critic
+of that size, and of PPO with LoRA, by engine, and its share of what one process alone takes.
 
 With --speed: seconds of a step of pretrain, sft and reward in two processes of one thread (DDP), and in one process of
 two threads, each the difference of a long and a short run; interleaved, three pairs. To be run on two idle cores.
@@ -201,12 +201,14 @@ def memory(out: Path, size: str, engines: list[str]) -> str:
         if failed := launch("one", out / stage, big[stage][0], [*big[stage][1:], *parent, *short]):
             raise SystemExit(f"{stage}: {failed}")
     lines = [f"| {size} | {' | '.join(engines)} |", "|---" * (len(engines) + 1) + "|"]
-    for stage, more in (("sft", [base]), ("ppo", [base, scored])):
+    adapters = ["--use_peft", "--lora_dropout=0"]
+    for stage, more in (("sft", [base]), ("ppo", [base, scored]), ("ppo-lora", [base, scored, *adapters])):
         peaks = {}
         for engine in engines:
             folder, file = out / f"{stage}-{engine}", out / f"{stage}-{engine}.json"
-            through = ("-m", "fourstage.plan.measuring", file, "allocated")
-            if failed := launch(engine, folder, stage, [*big[stage][1:], *more, *short], through=through):
+            recipe, *flags = big[stage.removesuffix("-lora")]
+            through = ("-m", "fourstage.plan.measuring", file, "allocated", 1)
+            if failed := launch(engine, folder, recipe, [*flags, *more, *short], through=through):
                 raise SystemExit(f"{stage}, {engine}: {failed}")
             peaks[engine] = max(json.loads(path.read_text())["peak"] for path in out.glob(f"{file.name}*"))
             print(stage, engine, peaks[engine], flush=True)

@@ -2,6 +2,7 @@
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
@@ -44,6 +45,11 @@ def tiny_policy(seed=0):
 def tiny_reward_model(seed=1, vocab_size=VOCABULARY):
     set_seed(seed)
     return LlamaForSequenceClassification(llama_config(vocab_size, num_labels=1))
+
+
+def lora():
+    """New each time: PEFT writes the names of the layers it found into it."""
+    return LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def count_a(completions, **kwargs):

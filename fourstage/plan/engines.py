@@ -5,18 +5,18 @@ from fourstage.plan.rehearsal import Rehearsed
 SHARDING = ("zero2", "zero3", "fsdp2")
 
 
-def check_engine(engine: str, processes: int, cpu: bool, ppo_with_adapters: bool) -> None:
-    """Raises ValueError for an engine that a device, a number of processes or PPO on adapters cannot have."""
+def check_engine(engine: str, processes: int, cpu: bool, quantised_ppo: bool) -> None:
+    """Raises ValueError for an engine that a device, a number of processes or PPO on quantised weights cannot have."""
     if processes < 1:
         raise ValueError(f"num_gpus={processes} must be at least 1")
     if engine == "none" and processes > 1:
         raise ValueError(f"engine=none with num_gpus={processes}: one process trains alone; give --engine ddp")
     if engine in SHARDING and cpu:
         raise ValueError(f"engine={engine} shards over GPUs, and this machine has none; name one with --gpu")
-    if engine in SHARDING and ppo_with_adapters:
+    if engine in SHARDING and quantised_ppo:
         raise ValueError(
-            f"engine={engine} with use_peft: PPO's critic shares the policy's base, which it would shard for it alone; "
-            "leave out --use_peft, or give --engine ddp"
+            f"engine={engine} with load_in_4bit or load_in_8bit: PPO's critic has a copy of the base there, and "
+            "quantised weights cannot be sharded for it; leave them out, or give --engine ddp"
         )
 
 
@@ -28,7 +28,8 @@ def per_process(found: Rehearsed, engine: str, processes: int, half: bool) -> di
     - zero2: gradients and optimizer states by the number of processes. With `half` (bf16) weights and gradients have
       two bytes, as DeepSpeed has them; its optimizer keeps float32 weights beside its states.
     - zero3: as zero2, with the weights by the number of processes too; two layers are gathered.
-    - PPO's critic is sharded as by fsdp2 beside every engine that shards; the reference as the policy's weights are.
+    - PPO's critic is sharded as by fsdp2 beside every engine that shards, with a base of its own if it is an adapter;
+      the reference as the policy's weights are.
     - Activations, logits and reward models are each process's own.
 
     Example: 1,000,000 float32 parameters, AdamW, 4 processes -> fsdp2: weights 1 MB, gradients 1 MB, optimizer 2 MB.
@@ -48,5 +49,5 @@ def per_process(found: Rehearsed, engine: str, processes: int, half: bool) -> di
         "gathered": 2 * found.unit * width if engine != "zero2" else 0,
     }
     share |= {"reference": parts["reference"] * width / weights} if "reference" in parts else {}
-    share |= {"critic": parts["critic"] / processes} if "critic" in parts else {}
+    share |= {"critic": (parts["critic"] + found.shared_base) / processes} if "critic" in parts else {}
     return {part: round(size) for part, size in (parts | share).items() if size}

@@ -16,7 +16,7 @@ from fourstage.models.facts import context_of
 from fourstage.parent import needed_parent
 from fourstage.plan.engines import check_engine, per_process
 from fourstage.plan.hardware import Device
-from fourstage.plan.models import Shapes, shapes_of, stand_in_tokenizer
+from fourstage.plan.models import Shapes, is_quantised, shapes_of, stand_in_tokenizer
 from fourstage.plan.recipe import Settings
 from fourstage.plan.rehearsal import Rehearsed, rehearse
 from fourstage.plan.rows import Amount, amount_of
@@ -80,8 +80,8 @@ def make_plan(settings: Settings, target: Target) -> Plan:
     Raises:
         ValueError: of one line, for what the recipe or the engine refuses.
     """
-    adapters = settings.stage == "ppo" and settings.model.use_peft
-    check_engine(target.engine, target.processes, not target.device.is_gpu, adapters)
+    quantised = settings.stage == "ppo" and is_quantised(settings)
+    check_engine(target.engine, target.processes, not target.device.is_gpu, quantised)
     if target.engine.startswith("zero") and hasattr(settings.training, "use_muon"):
         settings.training.use_muon = False  # DeepSpeed hands the optimizer flat vectors, so recipes take AdamW
     if settings.stage != "pretrain":
@@ -223,8 +223,8 @@ def remedies(plan: Plan) -> Iterator[tuple[str, Plan]]:
     if plan.prompt and training.max_completion_length > 1:
         shorter = training.max_completion_length // 2
         yield f"--max_completion_length {shorter}", _changed(plan, max_completion_length=shorter)
-    adapters = plan.settings.stage == "ppo" and model.use_peft
-    if target.device.is_gpu and not adapters and target.engine != "fsdp2":
+    quantised = plan.settings.stage == "ppo" and is_quantised(plan.settings)
+    if target.device.is_gpu and not quantised and target.engine != "fsdp2":
         several = max(target.processes, 8)
         there = copy.copy(plan)
         there.target = Target(target.device, several, "fsdp2", target.prompt_tokens)

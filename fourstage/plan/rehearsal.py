@@ -46,6 +46,7 @@ class Rehearsed:
             activations, logits. flops: of one batch of per_device_train_batch_size rows. weights: bytes of each model.
         parameters, trained: of the policy. unit: bytes of the largest layer or table, which sharding gathers.
         states: bytes that the optimizers keep from step to step. critic_trained: parameters that the critic's updates.
+        shared_base: bytes of the policy's base, if PPO's critic is an adapter on it.
         generation: as `peak`, while a rollout is generated; empty for stages without rollouts.
     """
 
@@ -57,6 +58,7 @@ class Rehearsed:
     unit: int
     states: int
     critic_trained: int = 0
+    shared_base: int = 0
     generation: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -89,15 +91,18 @@ def rehearse(
         policy = models["weights"]
         saved = saved_by_quantising(policy, settings) if is_quantised(settings) else 0
         rows = settings.training.generation_batch_size if prompt else 0
+        base = [p for name, p in policy.named_parameters() if not any(part in name for part in ADDED)]
+        critic_shares = getattr(others.get("critic"), "is_shared", False)
         return Rehearsed(
             _less(watch.peak, saved),
             watch.flops / (STEPS * args.gradient_accumulation_steps),
             _less(held, saved),
-            sum(p.numel() for name, p in policy.named_parameters() if not any(part in name for part in ADDED)),
+            sum(p.numel() for p in base),
             sum(p.numel() for p in policy.parameters() if p.requires_grad),
             _largest_unit(policy),
             sum(x.nbytes for one in optimizers_of(trainer) for x in states_of(one)),
             sum(p.numel() for p in getattr(trainer, "_value_parameters", {}).values()),
+            sum(p.nbytes for p in base) if critic_shares else 0,
             _less(generate(trainer, models, rows, prompt, row - prompt), saved) if rows else {},
         )
 

@@ -33,62 +33,77 @@ class Critic(nn.Module):
 
     Args:
         backbone: gives hidden states. head: (B, P + T, hidden size) -> (B, P + T, 1).
-        shared_with: the policy, if the critic uses the policy's frozen base through an adapter of its own.
+        adapted: the model that `backbone` is a part of, if the critic is the adapter "value" on it.
+        shared: whether `adapted` is the policy; else it is the critic's own.
     """
 
-    backbone: PreTrainedModel  # only without `shared_with`; with adapters a PeftModel, which answers in its place
+    backbone: PreTrainedModel  # only without `adapted`; may be a PeftModel itself, which answers in its place
+    adapted: PeftModel  # only if it is the critic's own
 
-    def __init__(self, backbone: PreTrainedModel, head: nn.Linear, shared_with: PeftModel | None = None):
+    def __init__(
+        self, backbone: PreTrainedModel, head: nn.Linear, adapted: PeftModel | None = None, shared: bool = False
+    ):
         super().__init__()
         self.head = head
-        # In lists, which hide modules from nn.Module: as submodules, the policy and its backbone would be moved and
-        # saved twice.
-        self._shared_backbone = [backbone] if shared_with is not None else []
-        self._policy = [shared_with] if shared_with is not None else []
-        if shared_with is None:
+        # In lists, which hide modules from nn.Module: as submodules, the policy would be moved and saved twice, and a
+        # part of another submodule have two names.
+        self._adapted = [] if adapted is None else [adapted]
+        self._part = [] if adapted is None else [backbone]
+        self.is_shared = shared
+        if adapted is None:
             self.backbone = backbone
+        elif not shared:
+            self.adapted = adapted
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        backbone = self._shared_backbone[0] if self._shared_backbone else self.backbone
+        backbone = self.below_head
         extra = positions(backbone, attention_mask)
         hidden = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra)
         return self.head(hidden.last_hidden_state.to(next(self.head.parameters()).dtype)).squeeze(-1).float()
 
     @property
-    def policy(self) -> PeftModel | None:
-        """The policy whose frozen base the critic shares, if any."""
-        return self._policy[0] if self._policy else None
+    def is_adapter(self) -> bool:
+        """Whether it is an adapter on a policy's base."""
+        return bool(self._adapted)
+
+    @property
+    def below_head(self) -> PreTrainedModel:
+        """What gives the hidden states: `backbone`, or the part of `adapted`."""
+        return self._part[0] if self._part else self.backbone
 
     @contextmanager
     def active(self) -> Generator[None]:
         """A context for forward and backward passes, in which a shared base uses the critic's adapter."""
-        if self.policy is None:
-            yield
-        else:
-            with use_adapter(self.policy, ADAPTER):
+        if self.is_shared:
+            with use_adapter(self._adapted[0], ADAPTER):
                 yield
+        else:
+            yield
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that the critic's optimizer updates, by name."""
-        own = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        if self.policy is None:
-            return own
-        return own | {name: p for name, p in self.policy.named_parameters() if f".{ADAPTER}." in name}
+        if not self.is_adapter:
+            return {name: p for name, p in self.named_parameters() if p.requires_grad}
+        head = {f"head.{name}": p for name, p in self.head.named_parameters()}
+        return head | {name: p for name, p in self._adapted[0].named_parameters() if f".{ADAPTER}." in name}
 
     def save(self, folder: Path, writes: bool = True) -> None:
         """Writes the backbone, with adapters merged, and the head beside it: a folder for `load_critic`.
 
-        A critic that shares the policy's base writes its adapter, which PEFT puts on that base, and the head. Of
-        several processes all have to call it, for shards of weights come from each, and one `writes`.
+        A critic that is an adapter on the policy's base writes the adapter, which PEFT puts on that base, and the head.
+        Of several processes all have to call it, for shards of weights come from each, and one `writes`.
         """
         head = gathered(self.head.state_dict())
-        weights = gathered(self.backbone.state_dict()) if self.is_sharded else None
+        model = self._adapted[0] if self.is_adapter else self.backbone
+        parts = {n: w for n, w in model.state_dict().items() if not self.is_adapter or f".{ADAPTER}." in n}
+        weights = gathered(parts) if self.is_sharded else None
         if not writes:
             return
         folder.mkdir(parents=True, exist_ok=True)
         save_file(head, folder / VALUE_HEAD)
-        if self.policy is not None:
-            self.policy.save_pretrained(str(folder), selected_adapters=[ADAPTER])
+        if self.is_adapter:
+            selected = {"selected_adapters": [ADAPTER], "save_embedding_layers": False}
+            self._adapted[0].save_pretrained(str(folder), state_dict=weights, **selected)
         else:
             backbone = self.backbone
             merged = copy.deepcopy(backbone).merge_and_unload() if isinstance(backbone, PeftModel) else backbone
@@ -123,17 +138,25 @@ def policy_critic(policy: PreTrainedModel) -> Critic:
     return Critic(backbone, zero_head(policy))
 
 
-def adapter_critic(policy: PeftModel) -> Critic:
-    """A second adapter on the frozen base of a policy with adapters: no second copy of the weights."""
-    if ADAPTER not in policy.peft_config:
-        settings = copy.deepcopy(policy.peft_config["default"])
+def adapter_critic(policy: PeftModel, shares_base: bool = True) -> Critic:
+    """A second adapter on the frozen base of a policy with adapters: no second copy of the weights.
+
+    Without `shares_base` it is on a copy of the base, for an engine that shards the policy for the policy alone.
+    """
+    model = policy if shares_base else copy.deepcopy(policy)
+    if ADAPTER not in model.peft_config:
+        settings = copy.deepcopy(model.peft_config["default"])
         # These fields belong to the policy's vocabulary and head; the critic has a head of its own.
         for field in ("trainable_token_indices", "modules_to_save"):
             setattr(settings, field, None)
-        policy.add_adapter(ADAPTER, settings)
-    policy.set_adapter("default")
-    base = base_model(policy)
-    return Critic(backbone_of(base), zero_head(base), shared_with=policy)
+        model.add_adapter(ADAPTER, settings)
+    base = base_model(model)
+    critic = Critic(backbone_of(base), zero_head(base), adapted=model, shared=shares_base)
+    model.set_adapter("default" if shares_base else ADAPTER)
+    if not shares_base:
+        for name in set(model.peft_config) - {ADAPTER}:
+            model.delete_adapter(name)
+    return critic
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -190,6 +213,7 @@ def build_critic(
     scorers: list[tuple[PreTrainedModel, PreTrainedTokenizerBase]],
     tokenizer: PreTrainedTokenizerBase,
     peft_config: PeftConfig | None,
+    sharded: bool = False,
 ) -> Critic:
     """The critic of a run, the first of these that applies: the given `value_model`; an adapter beside the policy's; a
     copy of the only reward model, if it has the policy's vocabulary; the policy's backbone with a head of zeros.
@@ -197,12 +221,12 @@ def build_critic(
     Args:
         policy: unwrapped. value_model: a name, or a sequence classifier with one label. scorers: the reward models
         among the reward functions, each with its tokenizer. tokenizer: the policy's. peft_config: adapters for a critic
-        that is not an adapter itself.
+        that is not an adapter itself. sharded: whether an engine shards the policy, whose base is then its own alone.
     Raises:
         ValueError: as `load_critic`, and if the critic's vocabulary is smaller than the policy's.
     """
     if value_model is None and isinstance(policy, PeftModel):
-        return adapter_critic(policy)
+        return adapter_critic(policy, shares_base=not sharded)
     if isinstance(value_model, str):
         critic = load_critic(value_model)
     elif value_model is not None:
@@ -235,12 +259,15 @@ def _with_adapters(backbone: PreTrainedModel, peft_config: PeftConfig) -> PreTra
 
 def prepare_critic(critic: Critic, accelerator: Accelerator, args: PPOConfig, sharded: bool) -> None:
     """Turns dropout off if `args` do, moves the critic to its device, sharded or whole, and sets gradient checkpointing
-    as the policy's.
+    as the policy's. All processes begin with the weights of the first.
     """
     if args.disable_dropout:
         disable_dropout_in_model(critic)
     critic.to(accelerator.device).train(bool(args.activation_checkpointing))
-    if args.activation_checkpointing and critic.policy is None:
-        critic.backbone.activation_checkpointing_enable()
+    if args.activation_checkpointing and not critic.is_shared:
+        critic.below_head.activation_checkpointing_enable()
+    if accelerator.num_processes > 1:
+        for parameter in critic.trained().values():  # adapters, of which each process has drawn its own
+            torch.distributed.broadcast(parameter.data, src=0)
     if sharded:
         shard_critic(critic, accelerator)

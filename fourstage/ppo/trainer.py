@@ -62,8 +62,8 @@ class PPOTrainer(GRPOTrainer):
         reward_funcs: reward functions as TRL calls them, sync or async, reward models or their names; one or a list.
         args: the settings. Default: PPOConfig(output_dir="ppo").
         value_model: the critic: a name or a sequence classifier with one label. Default: with adapters on the policy, a
-            second adapter on the same base; else a copy of the only reward model, if its vocabulary is the policy's;
-            else the policy's backbone with a head of zeros.
+            second adapter on the same base (under FSDP and DeepSpeed on a copy of it); else a copy of the only reward
+            model, if its vocabulary is the policy's; else the policy's backbone with a head of zeros.
         value_peft_config: adapters for a critic that is not an adapter itself.
         ptx_dataset: rows with `input_ids` and `labels`, -100 where nothing is learnt, that the policy goes on learning
             beside the rewards: PPO-ptx (arXiv 2203.02155, equation 2), with the weight args.ptx_coef.
@@ -115,7 +115,7 @@ class PPOTrainer(GRPOTrainer):
         finally:
             args.beta = beta
         self.beta = 0.0  # GRPO's own KL term in the loss would count the penalty twice
-        check_launch_supported(self, adapters or value_peft_config is not None)
+        check_launch_supported(self, value_peft_config is not None)
         for check in (check_attributes, show_opening, check_prompts, check_head):
             check(self)
         policy = self.accelerator.unwrap_model(self.model)
@@ -143,7 +143,7 @@ class PPOTrainer(GRPOTrainer):
         """The critic on its device, with an optimizer of its own. `scorers` are the reward functions, models whole."""
         pairs = zip(scorers, self.reward_processing_classes, strict=True)
         models = [(self.accelerator.unwrap_model(m), t) for m, t in pairs if isinstance(m, nn.Module)]
-        critic = build_critic(policy, value_model, models, self._tokenizer, value_peft_config)
+        critic = build_critic(policy, value_model, models, self._tokenizer, value_peft_config, shards(self))
         self._critic = [critic]  # in a list: it is not part of the policy, which gets saved and wrapped
         prepare_critic(critic, self.accelerator, self.args, sharded=shards(self))
         self._value_parameters = critic.trained()

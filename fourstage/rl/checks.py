@@ -17,13 +17,17 @@ from fourstage.rl.trl_contract import config_of
 _STREAM_CHECKED = 1_000
 
 
-def check_launch_supported(trainer: GRPOTrainer, adapters: bool) -> None:
+def check_launch_supported(trainer: GRPOTrainer, critic_adapters: bool) -> None:
     """Raises ValueError for launches in which the critic cannot be trained like the policy."""
+    quantised = getattr(trainer.accelerator.unwrap_model(trainer.model), "is_quantized", False)
     for name, on in (("FSDP", trainer.is_fsdp_enabled), ("DeepSpeed", trainer.is_deepspeed_enabled)):
-        if on and adapters:
+        fix = "or launch with accelerate_configs/ddp.yaml"
+        if on and critic_adapters:
+            raise ValueError(f"value_peft_config: {name} shards a critic whole, without adapters; leave it out, {fix}")
+        if on and quantised:
             raise ValueError(
-                f"use_peft: with adapters PPO's critic shares the policy's base, which {name} would shard for it "
-                "alone; leave out --use_peft, or launch with accelerate_configs/ddp.yaml"
+                f"load_in_4bit, load_in_8bit: beside {name} PPO's critic has a copy of the base, and quantised weights "
+                f"cannot be sharded for it; leave them out, {fix}"
             )
 
 

@@ -100,6 +100,14 @@ def test_a_share_of_each_engine(engine, half, expected):
     assert per_process(found, engine, 4, half) == {**expected, "activations": 7}
 
 
+def test_an_adapter_critic_has_a_base_of_its_own_beside_an_engine_that_shards():
+    """By hand: a head and adapters of 1,000 bytes on a base of 4 MB, of which each of 4 processes has a quarter."""
+    found = Rehearsed({"weights": 4_000_000, "critic": 1_000}, 0.0, {"weights": 4_000_000}, 1_000_000, 0, 0, 0)
+    found.shared_base = 4_000_000
+    assert per_process(found, "ddp", 4, False)["critic"] == 1_000
+    assert per_process(found, "fsdp2", 4, False) == {"weights": 1_000_000, "critic": 1_000_250}
+
+
 def test_quantised_matrices():
     assert quantised_bytes(64_000, 4) == 32_000 + 4_000
     assert quantised_bytes(64_000, 4, nested=True) == 32_000 + 1_000 + 15
@@ -169,7 +177,10 @@ def test_ppo_has_two_bars_and_every_model(folder):
         (["pretrain", "--gpu_memory", "0"], "gpu_memory=0 must be above 0"),
         (["pretrain", "--max_lenght", "3"], "--max_lenght: unknown; did you mean max_length?"),
         (["pretrain", "--engine", "zero4"], "argument --engine: invalid choice: 'zero4'"),
-        (["ppo", "--use_peft", "--gpu", "h100", "--engine", "fsdp2", "--num_gpus", "2"], "engine=fsdp2 with use_peft"),
+        (
+            ["ppo", "--use_peft", "--load_in_4bit", "--gpu", "h100", "--engine", "fsdp2", "--num_gpus", "2"],
+            "engine=fsdp2 with load_in_4bit",
+        ),
     ],
 )
 def test_bad_input_takes_one_line(words, message, capsys, monkeypatch):

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, environment, files_in
-from peft import LoraConfig
 from ppo_helpers import (
     assert_equal_weights,
     critic_weights,
     logged,
+    lora,
     policy_weights,
     ppo_trainer,
     prompts,
@@ -23,11 +23,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fourstage.ppo.critic import load_critic
-
-
-def lora():
-    """New each time: PEFT writes the names of the layers it found into it."""
-    return LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def optimizer_state(optimizer):
@@ -143,13 +138,12 @@ import torch
 from datasets import Dataset
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
 torch.set_num_threads(1)
-from ppo_helpers import count_a, logged, ppo_trainer, ptx_rows
-from peft import LoraConfig
+from ppo_helpers import count_a, logged, lora, ppo_trainer, ptx_rows
 
 out, kind = sys.argv[2], sys.argv[3]
 world = int(os.environ.get("WORLD_SIZE", 1))
-lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-more = {"adapters": {"peft_config": lora}, "ptx": {"ptx_dataset": ptx_rows()}}.get(kind, {})
+adapters = {"adapters": {"peft_config": lora()}, "critic with adapters": {"value_peft_config": lora()}}
+more = ({"ptx": {"ptx_dataset": ptx_rows()}} | adapters).get(kind, {})
 data = Dataset.from_dict({"prompt": ["bcde"[: 1 + i % 4] + "abcde"[i % 5] for i in range(160)]})
 # Greedy, so that both launches sample the same; one minibatch, so that its order does not matter; no adaptive rates.
 trainer = ppo_trainer(
@@ -170,7 +164,7 @@ os._exit(0)
 """
 
 
-@pytest.mark.parametrize("kind", ["full", "adapters", "ptx"])
+@pytest.mark.parametrize("kind", ["full", "adapters", "critic with adapters", "ptx"])
 def test_two_processes_equal_one(tmp_path, kind):
     script = tmp_path / "probe.py"
     script.write_text(PROBE)

@@ -3,24 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
 from ppo_helpers import (
     assert_equal_weights,
     char_tokenizer,
     count_a,
     critic_weights,
     logged,
+    lora,
     policy_weights,
     ppo_trainer,
     prompts,
     tiny_policy,
 )
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
-
-
-def lora():
-    """New each time: PEFT writes the names of the layers it found into it."""
-    return LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 @torch.no_grad()
