@@ -6,6 +6,7 @@ FSDP2 shards over CPU processes here through sitecustomize.py beside this file. 
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -164,3 +165,9 @@ def test_a_refusal_of_two_processes_is_said_once(out):
     refused = sharding.launch("fsdp2", out / "refused", recipe, [*flags, "--load_in_4bit"])
     assert refused.startswith("refused: load_in_4bit, load_in_8bit: beside FSDP")
     assert (out / "refused.log").read_text().count("error: load_in_4bit") == 1
+
+
+def test_memory_is_measured_by_stage_and_engine(tmp_path):
+    rows = sharding.memory(tmp_path, "200K", ["one"]).splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == ["sft", "ppo", "ppo-lora"]
+    assert all(re.fullmatch(r"[1-9]\d* MB \(1\.00\)", row.split("|")[2].strip()) for row in rows)
