@@ -84,8 +84,11 @@ class Critic(nn.Module):
         """The parameters that the critic's optimizer updates, by name."""
         if not self.is_adapter:
             return {name: p for name, p in self.named_parameters() if p.requires_grad}
-        head = {f"head.{name}": p for name, p in self.head.named_parameters()}
-        return head | {name: p for name, p in self._adapted[0].named_parameters() if f".{ADAPTER}." in name}
+        return {f"head.{name}": p for name, p in self.head.named_parameters()} | self._adapter_weights()
+
+    def _adapter_weights(self) -> dict[str, nn.Parameter]:
+        with self.active():  # by which PEFT tells an adapter's own; a layer may be called "value" as well
+            return {name: p for name, p in self._adapted[0].named_parameters() if p.requires_grad}
 
     def save(self, folder: Path, writes: bool = True) -> None:
         """Writes the backbone, with adapters merged, and the head beside it: a folder for `load_critic`.
@@ -94,16 +97,16 @@ class Critic(nn.Module):
         Of several processes all have to call it, for shards of weights come from each, and one `writes`.
         """
         head = gathered(self.head.state_dict())
-        model = self._adapted[0] if self.is_adapter else self.backbone
-        parts = {n: w for n, w in model.state_dict().items() if not self.is_adapter or f".{ADAPTER}." in n}
+        parts = self._adapter_weights() if self.is_adapter else self.backbone.state_dict()
         weights = gathered(parts) if self.is_sharded else None
         if not writes:
             return
         folder.mkdir(parents=True, exist_ok=True)
         save_file(head, folder / VALUE_HEAD)
         if self.is_adapter:
-            selected = {"selected_adapters": [ADAPTER], "save_embedding_layers": False}
-            self._adapted[0].save_pretrained(str(folder), state_dict=weights, **selected)
+            self._adapted[0].save_pretrained(
+                str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False, state_dict=weights
+            )
         else:
             backbone = self.backbone
             merged = copy.deepcopy(backbone).merge_and_unload() if isinstance(backbone, PeftModel) else backbone
