@@ -51,20 +51,27 @@ def main() -> None:
 
 
 def compare_times(stages: list[str]) -> None:
-    print("| stage | size | rows | flags | estimated s | timed s | a run's s | timed / a run's |")
-    print("|---|---|---|---|---|---|---|---|")
-    ratios = []
+    print("| stage | size | rows | flags | estimated s | timed s | a run's s | estimated / a run's | timed / a run's |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    ratios: dict[str, list[float]] = {"estimated": [], "timed": []}
     with tempfile.TemporaryDirectory() as folder:
         for stage, size, batch, more in POINTS:
             if stages and stage not in stages:
                 continue
             found = point(Path(folder), stage, size, batch, more.split(), "resident")
             real = run_seconds(Path(folder), stage, size, batch, more.split())
-            ratios.append(found["measured"]["seconds"] / real)
             seconds = (found["seconds"], found["measured"]["seconds"], real)
-            cells = (stage, size, batch, more, *(f"{one:.3g}" for one in seconds), f"{ratios[-1]:.2f}")
-            print("|", " | ".join(map(str, cells)), "|", flush=True)
-    print(f"{len(ratios)} points: min {min(ratios):.2f}, median {statistics.median(ratios):.2f}, max {max(ratios):.2f}")
+            for name, one in zip(ratios, seconds, strict=False):
+                ratios[name].append(one / real)
+            last = [f"{of[-1]:.2f}" for of in ratios.values()]
+            print(
+                "|",
+                " | ".join(map(str, (stage, size, batch, more, *(f"{x:.3g}" for x in seconds), *last))),
+                "|",
+                flush=True,
+            )
+    for name, of in ratios.items():
+        print(f"{name}, {len(of)} points: min {min(of):.2f}, median {statistics.median(of):.2f}, max {max(of):.2f}")
 
 
 def run_seconds(folder: Path, stage: str, size: str, batch: int, more: list[str]) -> float:

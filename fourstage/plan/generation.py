@@ -8,6 +8,7 @@ from transformers import DynamicCache, DynamicLayer, GenerationConfig, PreTraine
 
 from fourstage.models.fused_head import base_model
 from fourstage.plan.watching import Watch
+from fourstage.plan.work import Work
 from fourstage.rl.decoding import decodable, decode, next_tokens
 
 
@@ -26,8 +27,11 @@ def cache_bytes(config: PreTrainedConfig, rows: int, tokens: int, width: int) ->
     return 2 * heads * size * rows * kept * width
 
 
-def generate(trainer: Trainer, models: dict[str, nn.Module], rows: int, prompt: int, answer: int) -> dict[str, int]:
-    """Bytes by part when a rollout needs most: while its prompts are read, or at the last token of every answer.
+def generate(
+    trainer: Trainer, models: dict[str, nn.Module], rows: int, prompt: int, answer: int
+) -> tuple[dict[str, int], Work, Work]:
+    """Bytes by part when a rollout needs most: while its prompts are read, or at the last token of every answer; the
+    work of reading the prompts and choosing a first token; and that of the last token.
 
     To be called where tensors have no data. An architecture that `rl.decoding` leaves to transformers is taken for a
     decoder with `cache_bytes` and one step's logits.
@@ -49,12 +53,16 @@ def generate(trainer: Trainer, models: dict[str, nn.Module], rows: int, prompt: 
         if decodable(policy):
             ids = torch.zeros(rows, prompt, dtype=torch.int64)
             decode(policy, ids, torch.ones_like(ids), config)
-            logits = _last_logits(policy, rows, tokens)
+            cache = _filled_cache(policy, rows, tokens - 1)
+            reading, watch.work = watch.work, Work()
+            logits = _last_logits(policy, cache, rows, tokens)
         else:
             watch.hold("KV cache", torch.empty(cache_bytes(base.config, rows, tokens, 4), dtype=torch.uint8))
-            logits = torch.empty(rows, base.config.get_text_config().vocab_size)
+            reading, watch.work = watch.work, Work()
+            one = torch.ones(rows, 1, dtype=torch.int64)
+            logits = policy(input_ids=one, attention_mask=one, use_cache=False).logits[:, -1]
         next_tokens(logits, torch.arange(rows), rows, config)
-    return {part: size for part, size in watch.peak.items() if size}
+    return {part: size for part, size in watch.peak.items() if size}, reading, watch.work
 
 
 def optimizers_of(trainer: Any) -> list[Any]:
@@ -74,17 +82,21 @@ def _heads(config: PreTrainedConfig) -> tuple[int, int]:
     return heads, getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
-def _last_logits(policy: Any, rows: int, tokens: int) -> torch.Tensor:
-    """The logits after `tokens` tokens; all but the last are in the cache, in the dtype in which a model fills it."""
-    base = base_model(policy)
-    first, cache = DynamicCache(config=base.config), DynamicCache(config=base.config)
-    ids = torch.zeros(1, 1, dtype=torch.int64)
-    policy(input_ids=ids, past_key_values=first, use_cache=True)
+def _filled_cache(policy: Any, rows: int, tokens: int) -> DynamicCache:
+    """A cache of so many tokens, in the dtype in which a model fills it."""
+    config = base_model(policy).config
+    first, cache = DynamicCache(config=config), DynamicCache(config=config)
+    policy(input_ids=torch.zeros(1, 1, dtype=torch.int64), past_key_values=first, use_cache=True)
     for index, layer in enumerate(cast(list[DynamicLayer], first.layers)):
         assert layer.keys is not None  # the call above has filled it
-        shape = (rows, layer.keys.size(1), tokens - 1, layer.keys.size(3))
+        shape = (rows, layer.keys.size(1), tokens, layer.keys.size(3))
         keys, values = (torch.empty(shape, dtype=layer.keys.dtype) for _ in range(2))
         cache.update(keys, values, index)
+    return cache
+
+
+def _last_logits(policy: Any, cache: DynamicCache, rows: int, tokens: int) -> torch.Tensor:
+    """The logits after `tokens` tokens, of which all but the last are in the cache."""
     mask = torch.ones(rows, tokens, dtype=torch.int64)
     inputs = {"attention_mask": mask, "position_ids": mask[:, :1], "past_key_values": cache}
     return policy(input_ids=mask[:, :1], **inputs, use_cache=True).logits[:, -1]

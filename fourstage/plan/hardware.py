@@ -2,13 +2,18 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fourstage.plan.work import Work
 
 GB = 1e9
-# A GPU of this table reaches about this share of its peak in training; small models and short rows reach less.
-UTILISATION = 0.4
+# The share that training reaches: on a GPU of the vendor's figure, on a CPU of the speed of one product.
+UTILISATION, CPU_UTILISATION = 0.4, 0.6
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,7 @@ class Device:
     """Memory in bytes; operations a second, in float32 and in bfloat16, and bytes a second that can be hoped for.
 
     Args:
-        outside: bytes that are held beside torch's tensors.
+        outside: bytes that are held beside torch's tensors. start: seconds that a small operation takes.
     """
 
     name: str
@@ -25,11 +30,18 @@ class Device:
     half: float
     bandwidth: float
     outside: float
+    start: float
     is_gpu: bool = True
 
     def need(self, tensors: float) -> float:
         """Bytes that a process holds with so many bytes of tensors."""
         return self.outside + tensors * (1 + _GAPS if self.is_gpu else 1 + _HEAP)
+
+    def seconds(self, work: Work, half: bool) -> float:
+        """Of the work, with products in bfloat16 if `half`. Only a GPU computes while operations are started."""
+        products = max(work.flops / (self.half if half else self.full), work.read / self.bandwidth)
+        starts = work.starts * self.start
+        return max(products, starts) if self.is_gpu else products + starts
 
     def outside_in_words(self) -> str:
         """What is added to the tensors, in one line."""
@@ -49,6 +61,7 @@ _GPUS = {
 _CUDA_CONTEXT = 0.6 * GB  # CUDA's context and kernels, and cuBLAS's workspace
 _GAPS = 0.08  # of a GPU's memory that torch has reserved and cannot use
 _HEAP = 0.5  # of a CPU's heap, which keeps what is freed (`arguments.keep_memory`)
+_GPU_START = 1e-5  # seconds; Muon's 3,000 operations of a step took 59 ms on one H200 with a CPU of 2025
 _FLOAT32_SHARE = 0.5  # of the peak in bfloat16, with TF32
 
 
@@ -71,18 +84,20 @@ def gpu(name: str | None, memory: float | None) -> Device:
     total = memory * GB if memory else total
     shown = name.upper() if name else f"a GPU of {memory:g} GB"
     half = operations * UTILISATION
-    return Device(shown, total, half * _FLOAT32_SHARE, half, bandwidth, _CUDA_CONTEXT)
+    return Device(shown, total, half * _FLOAT32_SHARE, half, bandwidth, _CUDA_CONTEXT, _GPU_START)
 
 
 def this_machine() -> Device:
     """The GPU of this machine, else its CPU, with short matrix products as the measure of its speed."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    full, half = (_measured_rate(kind, dtype) * UTILISATION for dtype in (torch.float32, torch.bfloat16))
+    share = UTILISATION if kind == "cuda" else CPU_UTILISATION
+    full, half = (_measured_rate(kind, dtype) * share for dtype in (torch.float32, torch.bfloat16))
+    start = _measured_start(kind)
     if kind == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        return Device(properties.name, properties.total_memory, full, half, 1e12, _CUDA_CONTEXT)
+        return Device(properties.name, properties.total_memory, full, half, 1e12, _CUDA_CONTEXT, start)
     held = psutil.Process().memory_info().rss  # Python and the libraries, which a recipe imports too
-    return Device("this CPU", psutil.virtual_memory().total, full, half, 1e10, held, is_gpu=False)
+    return Device("this CPU", psutil.virtual_memory().total, full, half, 1e10, held, start, is_gpu=False)
 
 
 def _measured_rate(device: str, dtype: torch.dtype) -> float:
@@ -95,3 +110,31 @@ def _measured_rate(device: str, dtype: torch.dtype) -> float:
         (one @ one)[0, 0].item()  # waits for a GPU
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+class _Count(TorchDispatchMode):
+    operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.operations += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _measured_start(device: str) -> float:
+    """Seconds of an operation in the forward and backward pass of a model too small for its products to count."""
+    shape = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4
+    )
+    model = LlamaForCausalLM(shape).to(torch.device(device))
+    ids = torch.zeros(4, 32, dtype=torch.int64, device=device)
+
+    def step() -> float:
+        start = time.perf_counter()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        loss.item()  # waits for a GPU
+        return time.perf_counter() - start
+
+    with _Count() as count:
+        step()
+    return min(step() for _ in range(5)) / count.operations

@@ -5,7 +5,7 @@ import math
 import multiprocessing
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,6 +20,7 @@ from fourstage.plan.models import Shapes, is_quantised, shapes_of, stand_in_toke
 from fourstage.plan.recipe import Settings
 from fourstage.plan.rehearsal import Rehearsed, rehearse
 from fourstage.plan.rows import Amount, amount_of
+from fourstage.plan.work import Work
 from fourstage.ppo.ptx import LONGEST_PTX
 
 _PROMPT = 256  # tokens of a prompt where no data say how long they are
@@ -120,7 +121,7 @@ def planned(settings: Settings, shapes: Shapes, target: Target, amount: Amount) 
         ptx = amount.ptx or min(context_of(shapes.policy) or LONGEST_PTX, LONGEST_PTX)
     found = _rehearsed(settings, shapes, row, prompt, target.device.is_gpu, ptx)
     batches = training.gradient_accumulation_steps
-    seconds = found.flops * batches / _rate(settings, target) + _rollout_seconds(settings, found, target, prompt)
+    seconds = _seconds(settings, target, found.batch * batches + found.update)
     return Plan(
         settings,
         shapes,
@@ -133,7 +134,7 @@ def planned(settings: Settings, shapes: Shapes, target: Target, amount: Amount) 
         prompt,
         _steps(settings, amount, target.processes),
         found.flops * batches * target.processes,
-        seconds,
+        seconds + (_rollout_seconds(settings, found, target) if prompt else 0),
     )
 
 
@@ -182,20 +183,16 @@ def _steps(settings: Settings, amount: Amount, processes: int) -> int | None:
     return max(1, math.ceil(amount.rows * repeated / at_once * training.num_train_epochs))
 
 
-def _rollout_seconds(settings: Settings, found: Rehearsed, target: Target, prompt: int) -> float:
-    """Of a step: each token of a rollout reads all weights once, and a rollout serves several steps."""
-    if not prompt:
-        return 0.0
-    training = settings.training
-    tokens = training.max_completion_length * found.weights["weights"] / target.device.bandwidth
-    rows = training.generation_batch_size / target.processes
-    operations = 2 * found.parameters * rows * (prompt + training.max_completion_length) / _rate(settings, target)
-    return (tokens + operations) / _served(settings)
+def _rollout_seconds(settings: Settings, found: Rehearsed, target: Target) -> float:
+    """Of a step: a rollout serves several, and the processes share its rows."""
+    works = [found.reading, found.token * settings.training.max_completion_length]
+    shares = [replace(work, flops=work.flops / target.processes) for work in works]
+    return sum(_seconds(settings, target, work) for work in shares) / _served(settings)
 
 
-def _rate(settings: Settings, target: Target) -> float:
-    """Operations a second in the precision of the settings, which resolving them may have chosen."""
-    return target.device.half if settings.training.bf16 or settings.training.fp16 else target.device.full
+def _seconds(settings: Settings, target: Target, work: Work) -> float:
+    """In the precision of the settings, which resolving them may have chosen."""
+    return target.device.seconds(work, bool(settings.training.bf16 or settings.training.fp16))
 
 
 def _served(settings: Settings) -> float:

@@ -30,6 +30,7 @@ from fourstage.plan.generation import generate, optimizers_of, states_of
 from fourstage.plan.models import ADDED, WORD, Shapes, build, is_quantised, saved_by_quantising, stand_in_tokenizer
 from fourstage.plan.recipe import Settings
 from fourstage.plan.watching import Watch
+from fourstage.plan.work import Work
 from fourstage.ppo import PPOTrainer
 from fourstage.pretraining import PretrainTrainer
 from fourstage.speed import layers_of, speed_up
@@ -48,6 +49,8 @@ class Rehearsed:
         states: bytes that the optimizers keep from step to step. critic_trained: parameters that the critic's updates.
         shared_base: bytes of the policy's base, if PPO's critic is an adapter on it.
         generation: as `peak`, while a rollout is generated; empty for stages without rollouts.
+        batch: the work of one batch. update: of the optimizers in a step. reading: of a rollout's prompts. token:
+            of the last token of all its completions.
     """
 
     peak: dict[str, int]
@@ -60,6 +63,10 @@ class Rehearsed:
     critic_trained: int = 0
     shared_base: int = 0
     generation: dict[str, int] = field(default_factory=dict)
+    batch: Work = Work()
+    update: Work = Work()
+    reading: Work = Work()
+    token: Work = Work()
 
     @property
     def total(self) -> int:
@@ -93,9 +100,13 @@ def rehearse(
         rows = settings.training.generation_batch_size if prompt else 0
         base = [p for name, p in policy.named_parameters() if not any(part in name for part in ADDED)]
         critic_shares = getattr(others.get("critic"), "is_shared", False)
+        batches = STEPS * args.gradient_accumulation_steps
+        generation, reading, token = {}, Work(), Work()
+        if rows:
+            generation, reading, token = generate(trainer, models, rows, prompt, row - prompt)
         return Rehearsed(
             _less(watch.peak, saved),
-            watch.flops / (STEPS * args.gradient_accumulation_steps),
+            (watch.work + watch.update).flops / batches,
             _less(held, saved),
             sum(p.numel() for p in base),
             sum(p.numel() for p in policy.parameters() if p.requires_grad),
@@ -103,7 +114,11 @@ def rehearse(
             sum(x.nbytes for one in optimizers_of(trainer) for x in states_of(one)),
             sum(p.numel() for p in getattr(trainer, "_value_parameters", {}).values()),
             sum(p.nbytes for p in base) if critic_shares else 0,
-            _less(generate(trainer, models, rows, prompt, row - prompt), saved) if rows else {},
+            _less(generation, saved),
+            watch.work * (1 / batches),
+            watch.update * (1 / STEPS),
+            reading,
+            token,
         )
 
 

@@ -7,20 +7,20 @@ the optimizer's states need; tests/plan compares the two where both can count.
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from fourstage.plan.work import Work, work_of
 
 _ATEN = torch.ops.aten
 
 
 class Watch(TorchDispatchMode):
-    """Counts bytes by part and floating-point operations; to be entered inside FakeTensorMode.
+    """Counts bytes by part, and what the operations cost; to be entered inside FakeTensorMode.
 
     It also answers what only data could tell: a number is 1, and a mask selects every place. So
     every label counts, and memory is at its largest.
@@ -29,7 +29,7 @@ class Watch(TorchDispatchMode):
         vocabularies: tensors as wide as one of these are logits. repeats: how often torch.unique finds each row.
         condition: the answer to every condition. shapes: the part of tensors of a shape.
     Attributes:
-        peak: bytes by part at the moment at which the sum was largest. flops: so far.
+        peak: bytes by part at the moment at which the sum was largest. work: of models so far. update: of optimizers.
 
     Example: a (1000, 1000) float32 weight that is multiplied by a (10, 1000) input -> weights 4,000,000 and activations
     40,000 bytes.
@@ -47,7 +47,7 @@ class Watch(TorchDispatchMode):
         self.repeats, self.condition, self.shapes = repeats, condition, shapes or {}
         self._now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
-        self.flops = 0
+        self.work, self.update = Work(), Work()
         self._parts: dict[int, str] = {}  # the part of a living storage, by its id
         self._living: dict[int, weakref.ref] = {}
         self._held = self._most = 0
@@ -95,7 +95,10 @@ class Watch(TorchDispatchMode):
             rows, size = len(args[0]) // self.repeats, len(args[0])
             return args[0][:rows].clone(), *(args[0].new_zeros(n, dtype=torch.int64) for n in (size, rows))
         result = func(*args, **kwargs)
-        self.flops += _flops(func, args, kwargs, result)
+        if self._in_optimizer:
+            self.update += work_of(func, args, kwargs, result)
+        else:
+            self.work += work_of(func, args, kwargs, result)
         for tensor in result if isinstance(result, list | tuple) else [result]:
             if isinstance(tensor, Tensor):
                 self._count(tensor, self._part_of(tensor))
@@ -148,13 +151,3 @@ def _places(index: Tensor | None) -> list[Tensor | None]:
     if index is None or index.dtype != torch.bool:
         return [index]
     return [index.new_zeros(index.numel(), dtype=torch.int64) for _ in range(index.dim())]
-
-
-def _flops(func: Any, args: tuple, kwargs: dict, result: Any) -> int:
-    packet = func._overloadpacket
-    if packet is _ATEN._scaled_dot_product_flash_attention_for_cpu:
-        return sdpa_flop_count(*(x.shape for x in args[:3]))
-    if packet is _ATEN._scaled_dot_product_flash_attention_for_cpu_backward:
-        return sdpa_backward_flop_count(*(x.shape for x in args[:4]))
-    counted: Callable | None = flop_registry.get(packet)
-    return int(counted(*args, **kwargs, out_val=result)) if counted else 0

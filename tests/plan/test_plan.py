@@ -48,7 +48,7 @@ def test_bytes_of_a_layer_and_its_step_are_those_of_the_arithmetic():
         "optimizer": 2 * weights + 4,
     }  # two moments, and a step in float32
     assert kept.items() <= watch.by_part().items()
-    assert watch.flops == 2 * (2 * 8 * 100 * 40) * 2  # forward, and one product for the weights' gradient; two steps
+    assert (watch.work + watch.update).flops == 2 * (2 * 8 * 100 * 40) * 2  # forward, and one product for the weights' gradient; two steps
 
 
 def test_the_peak_is_that_of_memtracker_where_it_can_count():
