@@ -17,7 +17,8 @@ Muon under DeepSpeed is AdamW, and compared with it. "Apart by" is the largest d
 value in the reference run. A finished run is not run again.
 
 With --memory: the most that torch's tensors take in one process over the two steps of sft, of PPO, policy and critic
-of that size, and of PPO with LoRA, by engine, and its share of what one process alone takes.
+of that size, and of PPO with LoRA, by engine, its share of what one process alone takes; what `fourstage plan` says,
+over it.
 
 With --speed: seconds of a step of pretrain, sft and reward in two processes of one thread (DDP), and in one process of
 two threads, each the difference of a long and a short run; interleaved, three pairs. To be run on two idle cores.
@@ -203,7 +204,7 @@ def memory(out: Path, size: str, engines: list[str]) -> str:
     lines = [f"| {size} | {' | '.join(engines)} |", "|---" * (len(engines) + 1) + "|"]
     adapters = ["--use_peft", "--lora_dropout=0"]
     for stage, more in (("sft", [base]), ("ppo", [base, scored]), ("ppo-lora", [base, scored, *adapters])):
-        peaks = {}
+        peaks, estimates = {}, {}
         for engine in engines:
             folder, file = out / f"{stage}-{engine}", out / f"{stage}-{engine}.json"
             recipe, *flags = big[stage.removesuffix("-lora")]
@@ -211,10 +212,28 @@ def memory(out: Path, size: str, engines: list[str]) -> str:
             if failed := launch(engine, folder, recipe, [*flags, *more, *short], through=through):
                 raise SystemExit(f"{stage}, {engine}: {failed}")
             peaks[engine] = max(json.loads(path.read_text())["peak"] for path in out.glob(f"{file.name}*"))
-            print(stage, engine, peaks[engine], flush=True)
-        cells = [f"{peak / 1e6:.0f} MB ({peak / peaks[engines[0]]:.2f})" for peak in peaks.values()]
+            estimates[engine] = estimated(recipe, [*flags, *more], engine) / peaks[engine]
+            print(stage, engine, peaks[engine], f"{estimates[engine]:.3f}", flush=True)
+        cells = [
+            f"{peak / 1e6:.0f} MB ({peak / peaks[engines[0]]:.2f}; {estimates[engine]:.2f})"
+            for engine, peak in peaks.items()
+        ]
         lines.append(f"| {stage} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def estimated(recipe: str, flags: list[str], engine: str, rows: int = 8, processes: int = 2) -> int:
+    """What `fourstage plan` says of one process: it rehearses a CPU's run and divides it as the engine does."""
+    from fourstage.plan.engines import per_process
+    from fourstage.plan.hardware import this_machine
+    from fourstage.plan.planning import Target, make_plan
+    from fourstage.plan.recipe import read_settings
+
+    rows, engine = (rows, "none") if engine == "one" else (rows // processes, engine)
+    settings = read_settings(recipe, [*flags, f"--per_device_train_batch_size={rows}", *ALL])
+    plan = make_plan(settings, Target(this_machine(), 1, "none"))
+    training = per_process(plan.found, engine, processes, half=False)
+    return max(sum(training.values()), sum(plan.generation.values()))
 
 
 def speed(out: Path, size: str, pairs: int = 3, steps: int = 24) -> str:

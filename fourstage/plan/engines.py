@@ -23,7 +23,7 @@ def check_engine(engine: str, processes: int, cpu: bool, quantised_ppo: bool) ->
 def per_process(found: Rehearsed, engine: str, processes: int, half: bool) -> dict[str, int]:
     """Bytes by part in one process, while it trains.
 
-    - ddp: all of it, and a copy of the gradients in the buckets that are summed.
+    - ddp: all of it, and a copy of the gradients in the buckets that are summed; the critic's in one message.
     - fsdp2: weights, gradients and optimizer states by the number of processes, in float32; two layers gathered.
     - zero2: gradients and optimizer states by the number of processes. With `half` (bf16) weights and gradients have
       two bytes, as DeepSpeed has them; its optimizer keeps float32 weights beside its states.
@@ -38,7 +38,7 @@ def per_process(found: Rehearsed, engine: str, processes: int, half: bool) -> di
     if engine == "none" or processes == 1:
         return parts
     if engine == "ddp":
-        return parts | {"gradient buckets": 4 * found.trained}
+        return parts | {"gradient buckets": 4 * (found.trained + found.critic_trained)}
     width = 0.5 if half and engine != "fsdp2" else 1.0
     masters = 0 if engine == "fsdp2" else 4 * found.trained
     weights = 1 if engine == "zero2" else processes

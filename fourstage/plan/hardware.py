@@ -12,8 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fourstage.plan.work import Work
 
 GB = 1e9
-# The share that training reaches: on a GPU of the vendor's figure, on a CPU of the speed of one product.
-UTILISATION, CPU_UTILISATION = 0.4, 0.6
+# A GPU reaches about this share of its peak in training; small models and short rows reach less.
+UTILISATION = 0.4
+# A CPU reaches the speed of one product, and then reads and writes so many bytes a second; an operation on its tensors
+# takes so many times as long as one in a tiny model. By the runs in docs/plan.md, on one CPU.
+_CPU_BANDWIDTH, _CPU_STARTS = 5.5e9, 2.0
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Device:
 
     Args:
         outside: bytes that are held beside torch's tensors. start: seconds that a small operation takes.
+        draw: seconds of a random number.
     """
 
     name: str
@@ -31,6 +35,7 @@ class Device:
     bandwidth: float
     outside: float
     start: float
+    draw: float = 0.0
     is_gpu: bool = True
 
     def need(self, tensors: float) -> float:
@@ -39,9 +44,13 @@ class Device:
 
     def seconds(self, work: Work, half: bool) -> float:
         """Of the work, with products in bfloat16 if `half`. Only a GPU computes while operations are started."""
-        products = max(work.flops / (self.half if half else self.full), work.read / self.bandwidth)
-        starts = work.starts * self.start
-        return max(products, starts) if self.is_gpu else products + starts
+        seconds = (
+            work.flops / (self.half if half else self.full),
+            work.read / self.bandwidth,
+            work.starts * self.start,
+            work.drawn * self.draw,
+        )
+        return max(seconds) if self.is_gpu else sum(seconds)
 
     def outside_in_words(self) -> str:
         """What is added to the tensors, in one line."""
@@ -90,14 +99,15 @@ def gpu(name: str | None, memory: float | None) -> Device:
 def this_machine() -> Device:
     """The GPU of this machine, else its CPU, with short matrix products as the measure of its speed."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    share = UTILISATION if kind == "cuda" else CPU_UTILISATION
+    share = UTILISATION if kind == "cuda" else 1.0
     full, half = (_measured_rate(kind, dtype) * share for dtype in (torch.float32, torch.bfloat16))
     start = _measured_start(kind)
     if kind == "cuda":
         properties = torch.cuda.get_device_properties(0)
         return Device(properties.name, properties.total_memory, full, half, 1e12, _CUDA_CONTEXT, start)
     held = psutil.Process().memory_info().rss  # Python and the libraries, which a recipe imports too
-    return Device("this CPU", psutil.virtual_memory().total, full, half, 1e10, held, start, is_gpu=False)
+    times = {"start": start * _CPU_STARTS, "draw": _measured_draw()}
+    return Device("this CPU", psutil.virtual_memory().total, full, half, _CPU_BANDWIDTH, held, **times, is_gpu=False)
 
 
 def _measured_rate(device: str, dtype: torch.dtype) -> float:
@@ -110,6 +120,14 @@ def _measured_rate(device: str, dtype: torch.dtype) -> float:
         (one @ one)[0, 0].item()  # waits for a GPU
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def _measured_draw() -> float:
+    """Seconds of a number of dropout on a CPU."""
+    mask = torch.empty(1 << 20)
+    start = time.perf_counter()
+    mask.bernoulli_(0.9)
+    return (time.perf_counter() - start) / mask.numel()
 
 
 class _Count(TorchDispatchMode):

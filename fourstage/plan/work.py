@@ -1,7 +1,7 @@
 """What operations cost: their arithmetic, the bytes that products read and write, and the start of each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 _ATEN = torch.ops.aten
+_DRAWS = {_ATEN.bernoulli_, _ATEN.exponential_}
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Work:
 
     Args:
         flops: of matrix products and attention. read: bytes that these read and write. starts: operations.
+        drawn: random numbers, for dropout and for tokens, which one thread of a CPU draws.
 
     Example: (10, 1000) @ (1000, 1000) in float32 -> flops 20,000,000, read 40,000 + 4,000,000 + 40,000, starts 1.
     """
@@ -24,18 +26,22 @@ class Work:
     flops: float = 0
     read: float = 0
     starts: float = 0
+    drawn: float = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.flops + other.flops, self.read + other.read, self.starts + other.starts)
+        return Work(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
     def __mul__(self, times: float) -> "Work":
-        return Work(self.flops * times, self.read * times, self.starts * times)
+        return Work(*(getattr(self, one.name) * times for one in fields(self)))
 
 
 def work_of(func: Any, args: tuple, kwargs: dict, result: Any) -> Work:
     """Of one operation, by its arguments and what it returned."""
+    if func.namespace == "prim":  # tensors without data ask for their device by an operation
+        return Work()
     flops = _flops(func, args, kwargs, result)
-    return Work(flops, _bytes([*args, *kwargs.values(), result]) if flops else 0, 1)
+    drawn = result.numel() if func._overloadpacket in _DRAWS else 0
+    return Work(flops, _bytes([*args, *kwargs.values(), result]) if flops else 0, 1, drawn)
 
 
 def _bytes(values: Any) -> int:

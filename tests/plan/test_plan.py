@@ -10,19 +10,22 @@ from helpers import SHAPE, TINY, run_program, write_texts
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
-from transformers import LlamaConfig
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from fourstage import speed
 from fourstage.cli import main
 from fourstage.models.sizing import count_parameters
 from fourstage.plan import command, hardware
 from fourstage.plan.engines import per_process
-from fourstage.plan.generation import cache_bytes
+from fourstage.plan.generation import cache_bytes, generate
+from fourstage.plan.hardware import Device
 from fourstage.plan.measuring import seconds_of_a_step
 from fourstage.plan.models import quantised_bytes
 from fourstage.plan.rehearsal import Rehearsed
 from fourstage.plan.table import size
 from fourstage.plan.watching import Watch
+from fourstage.plan.work import Work
+from fourstage.rl.decoding import decode
 
 CONFIG = LlamaConfig(vocab_size=512, max_position_embeddings=64, **SHAPE)
 
@@ -48,7 +51,9 @@ def test_bytes_of_a_layer_and_its_step_are_those_of_the_arithmetic():
         "optimizer": 2 * weights + 4,
     }  # two moments, and a step in float32
     assert kept.items() <= watch.by_part().items()
-    assert (watch.work + watch.update).flops == 2 * (2 * 8 * 100 * 40) * 2  # forward, and one product for the weights' gradient; two steps
+    # Forward, and one product for the weights' gradient; two steps.
+    assert (watch.work.flops, watch.update.flops) == (2 * (2 * 8 * 100 * 40) * 2, 0)
+    assert watch.update.starts > 0
 
 
 def test_the_peak_is_that_of_memtracker_where_it_can_count():
@@ -61,6 +66,41 @@ def test_the_peak_is_that_of_memtracker_where_it_can_count():
     (theirs,) = tracker.get_tracker_snapshot("peak").values()
     assert watch.peak.total() == theirs["Total"]
     assert watch.peak["weights"] == (64 * 128 + 128 * 10) * 4
+
+
+def test_what_operations_cost_by_hand():
+    x, weight = torch.empty(10, 1000), torch.empty(1000, 1000)
+    with FakeTensorMode(allow_non_fake_inputs=True), Watch() as watch:
+        out = x @ weight
+        nn.functional.dropout(out, 0.5)
+    assert (watch.work.flops, watch.work.read) == (2 * 10 * 1000 * 1000, 4 * (10 * 1000 + 1000 * 1000 + 10 * 1000))
+    assert watch.work.drawn == 10 * 1000 and watch.work.starts >= 3
+
+
+@pytest.mark.parametrize(("is_gpu", "expected"), [(False, 3.0 + 2.0 + 0.5 + 0.25), (True, 3.0)])
+def test_a_cpu_adds_what_a_gpu_does_at_once(is_gpu, expected):
+    """3 s of arithmetic in bfloat16 and 2 s of reading, 1,000 starts of 0.5 ms, 25 draws of 10 ms."""
+    device = Device("x", 1e9, full=1e9, half=2e9, bandwidth=1e9, outside=0, start=5e-4, draw=0.01, is_gpu=is_gpu)
+    work = Work(flops=3e9, read=1e9, starts=500, drawn=12.5) * 2
+    assert device.seconds(work, half=True) == expected
+    assert device.seconds(Work(read=4e9), half=False) == 4.0
+
+
+def test_a_token_of_a_rollout_starts_as_many_operations_as_a_real_one():
+    """Against a count over the real decode loop, of 4 tokens less 3; its tests of who has ended are not counted."""
+    settings = GenerationConfig(do_sample=True, top_k=0, temperature=1.0, pad_token_id=0, eos_token_id=511)
+    ids, model, counts = torch.ones(3, 5, dtype=torch.int64), LlamaForCausalLM(CONFIG), []
+    for tokens in (3, 4):
+        settings.max_new_tokens = tokens
+        with hardware._Count() as count:
+            decode(model, ids, torch.ones_like(ids), settings)
+        counts.append(count.operations)
+    trainer = SimpleNamespace(args=SimpleNamespace(num_generations=1, temperature=1.0), optimizer=None)
+    with FakeTensorMode():
+        _, reading, token = generate(trainer, {"weights": LlamaForCausalLM(CONFIG)}, rows=3, prompt=5, answer=4)
+    assert token.starts == pytest.approx(counts[1] - counts[0], rel=0.1)
+    weights = count_parameters(CONFIG) - 512 * CONFIG.hidden_size * (not CONFIG.tie_word_embeddings)
+    assert token.flops == pytest.approx(2 * 3 * weights, rel=0.1) and reading.flops > token.flops
 
 
 def test_masks_select_everything_and_logits_are_told_by_their_width():
@@ -104,8 +144,10 @@ def test_an_adapter_critic_has_a_base_of_its_own_beside_an_engine_that_shards():
     """By hand: a head and adapters of 1,000 bytes on a base of 4 MB, of which each of 4 processes has a quarter."""
     found = Rehearsed({"weights": 4_000_000, "critic": 1_000}, 0.0, {"weights": 4_000_000}, 1_000_000, 0, 0, 0)
     found.shared_base = 4_000_000
-    assert per_process(found, "ddp", 4, False)["critic"] == 1_000
-    assert per_process(found, "fsdp2", 4, False) == {"weights": 1_000_000, "critic": 1_000_250}
+    found.critic_trained = 250
+    ddp = per_process(found, "ddp", 4, False)
+    assert (ddp["critic"], ddp["gradient buckets"]) == (1_000, 1_000)
+    assert per_process(found, "fsdp2", 4, False) == {"weights": 1_000_000, "critic": 1_000_250, "gradients": 250}
 
 
 def test_quantised_matrices():
@@ -211,6 +253,7 @@ def test_the_seconds_of_a_step_leave_out_the_first_round():
 def test_the_seconds_are_of_the_precision_that_the_recipe_chooses(tmp_path, monkeypatch):
     texts, seconds = write_texts(tmp_path / "texts.jsonl"), {}
     monkeypatch.setattr(hardware, "_measured_rate", lambda device, dtype: 4e9 if dtype == torch.bfloat16 else 1e9)
+    monkeypatch.setattr(hardware, "_measured_start", lambda device: 0.0)
     words = ["pretrain", "--dataset_name", texts, *TINY, "--json", tmp_path / "plan.json"]
     for pays in (True, False):
         monkeypatch.setattr(speed, "bfloat16_pays", lambda parameters, pays=pays: pays)
