@@ -98,18 +98,25 @@ def test_all_processes_hold_the_same_weights_after_every_update(out, tmp_path, e
     assert {len(line.split()) for line in lines} == {2 if recipe == "ppo" else 1}
 
 
-@pytest.mark.parametrize("engine", ["fsdp2", pytest.param("zero3", marks=ZERO)])
-def test_ppo_resumes_to_the_same_end_under_its_own_engine_only(out, engine):
-    recipe, *flags = sharding.cases(out / "chain")["ppo"]
+@pytest.mark.parametrize(
+    ("engine", "case"),
+    [
+        ("fsdp2", "ppo"),
+        ("fsdp2", "ppo-lora"),
+        *(pytest.param("zero3", case, marks=ZERO) for case in ("ppo", "ppo-lora")),
+    ],
+)
+def test_ppo_resumes_to_the_same_end_under_its_own_engine_only(out, engine, case):
+    recipe, *flags = sharding.cases(out / "chain")[case]
     flags += [*sharding.TRIAL, "--max_steps=6", "--save_strategy=steps", "--save_steps=4", "--save_total_limit=2"]
-    straight, resumed = out / f"straight-{engine}", out / f"resumed-{engine}"
+    straight, resumed = out / f"straight-{case}-{engine}", out / f"resumed-{case}-{engine}"
     assert sharding.launch(engine, straight, recipe, flags) == ""
     shutil.copytree(straight, resumed)
     cut_off(resumed, step=4)
     for other, why in (("ddp", f"ran under {engine}, now ddp"), ("one", "per_device_train_batch_size was 4, now 8")):
         assert why in sharding.launch(other, resumed, recipe, flags)
     assert sharding.launch(engine, resumed, recipe, flags) == ""
-    assert "from checkpoint-4" in (out / f"resumed-{engine}.log").read_text()
+    assert "from checkpoint-4" in Path(f"{resumed}.log").read_text()
     found = sharding.compare(resumed, straight)
     assert found["apart"] < sharding.EQUAL and found["weights"] < 1e-6, found["figure"]
 
