@@ -69,6 +69,7 @@ _GPUS = {
 }
 _CUDA_CONTEXT = 0.6 * GB  # CUDA's context and kernels, and cuBLAS's workspace
 _GAPS = 0.08  # of a GPU's memory that torch has reserved and cannot use
+_ENOUGH = 0.02  # seconds of a product that is timed
 _HEAP = 0.5  # of a CPU's heap, which keeps what is freed (`arguments.keep_memory`)
 _GPU_START = 1e-5  # seconds; Muon's 3,000 operations of a step took 59 ms on one H200 with a CPU of 2025
 _FLOAT32_SHARE = 0.5  # of the peak in bfloat16, with TF32
@@ -111,15 +112,25 @@ def this_machine() -> Device:
 
 
 def _measured_rate(device: str, dtype: torch.dtype) -> float:
-    """Operations a second of a product of two matrices of 1024 rows, of 8192 on a GPU."""
-    size = 1024 if device == "cpu" else 8192
-    one = torch.ones(size, size, device=device, dtype=dtype)
+    """Operations a second of a product of two matrices of 1024 rows, of 8192 on a GPU.
+
+    Of fewer where that takes long: a CPU without bfloat16 may need ten seconds for 1024.
+    """
+    size, largest, seconds, operations = (128, 1024, 0.0, 0) if device == "cpu" else (8192, 8192, 0.0, 0)
+    while seconds < _ENOUGH and size <= largest:
+        one = torch.ones(size, size, device=device, dtype=dtype)
+        seconds = _seconds_of_a_product(one)
+        operations, size = 2 * size**3, size * 2
+    return operations / seconds
+
+
+def _seconds_of_a_product(one: torch.Tensor) -> float:
     best = float("inf")
     for _ in range(3):
         start = time.perf_counter()
         (one @ one)[0, 0].item()  # waits for a GPU
         best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return best
 
 
 def _measured_draw() -> float:
@@ -153,6 +164,10 @@ def _measured_start(device: str) -> float:
         loss.item()  # waits for a GPU
         return time.perf_counter() - start
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several would wait for one another on a busy machine
     with _Count() as count:
         step()
-    return min(step() for _ in range(5)) / count.operations
+    best = min(step() for _ in range(5))
+    torch.set_num_threads(threads)
+    return best / count.operations

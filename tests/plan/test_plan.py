@@ -86,6 +86,11 @@ def test_a_cpu_adds_what_a_gpu_does_at_once(is_gpu, expected):
     assert device.seconds(Work(read=4e9), half=False) == 4.0
 
 
+def test_a_slow_product_is_timed_at_a_small_size(monkeypatch):
+    monkeypatch.setattr(hardware, "_seconds_of_a_product", lambda one: {128: 0.001, 256: 0.5}[len(one)])
+    assert hardware._measured_rate("cpu", torch.bfloat16) == 2 * 256**3 / 0.5
+
+
 def test_a_token_of_a_rollout_starts_as_many_operations_as_a_real_one():
     """Against a count over the real decode loop, of 4 tokens less 3; its tests of who has ended are not counted."""
     settings = GenerationConfig(do_sample=True, top_k=0, temperature=1.0, pad_token_id=0, eos_token_id=511)
