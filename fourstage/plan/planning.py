@@ -121,7 +121,8 @@ def planned(settings: Settings, shapes: Shapes, target: Target, amount: Amount) 
         ptx = amount.ptx or min(context_of(shapes.policy) or LONGEST_PTX, LONGEST_PTX)
     found = _rehearsed(settings, shapes, row, prompt, target.device.is_gpu, ptx)
     batches = training.gradient_accumulation_steps
-    seconds = _seconds(settings, target, found.batch * batches + found.update)
+    work = found.batch * batches + found.update
+    seconds = _seconds(settings, target, work)
     return Plan(
         settings,
         shapes,
@@ -133,7 +134,7 @@ def planned(settings: Settings, shapes: Shapes, target: Target, amount: Amount) 
         row,
         prompt,
         _steps(settings, amount, target.processes),
-        found.flops * batches * target.processes,
+        work.flops * target.processes,
         seconds + (_rollout_seconds(settings, found, target) if prompt else 0),
     )
 

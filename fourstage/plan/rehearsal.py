@@ -44,17 +44,16 @@ class Rehearsed:
 
     Args:
         peak: bytes by part, all in one process: weights, reference, reward model, critic, gradients, optimizer,
-            activations, logits. flops: of one batch of per_device_train_batch_size rows. weights: bytes of each model.
+            activations, logits. weights: bytes of each model.
         parameters, trained: of the policy. unit: bytes of the largest layer or table, which sharding gathers.
         states: bytes that the optimizers keep from step to step. critic_trained: parameters that the critic's updates.
         shared_base: bytes of the policy's base, if PPO's critic is an adapter on it.
         generation: as `peak`, while a rollout is generated; empty for stages without rollouts.
-        batch: the work of one batch. update: of the optimizers in a step. reading: of a rollout's prompts. token:
-            of the last token of all its completions.
+        batch: the work of one batch of per_device_train_batch_size rows. update: of the optimizers in a step.
+        reading: of a rollout's prompts. token: of the last token of all its completions.
     """
 
     peak: dict[str, int]
-    flops: float
     weights: dict[str, int]
     parameters: int
     trained: int
@@ -106,7 +105,6 @@ def rehearse(
             generation, reading, token = generate(trainer, models, rows, prompt, row - prompt)
         return Rehearsed(
             _less(watch.peak, saved),
-            (watch.work + watch.update).flops / batches,
             _less(held, saved),
             sum(p.numel() for p in base),
             sum(p.numel() for p in policy.parameters() if p.requires_grad),

@@ -141,13 +141,13 @@ def test_cache_of_keys_and_values(fields, expected):
 )
 def test_a_share_of_each_engine(engine, half, expected):
     peak = {"weights": 4_000_000, "gradients": 4_000_000, "optimizer": 8_000_000, "activations": 7}
-    found = Rehearsed(peak, 0.0, {"weights": 4_000_000}, 1_000_000, 1_000_000, 100_000, 8_000_000)
+    found = Rehearsed(peak, {"weights": 4_000_000}, 1_000_000, 1_000_000, 100_000, 8_000_000)
     assert per_process(found, engine, 4, half) == {**expected, "activations": 7}
 
 
 def test_an_adapter_critic_has_a_base_of_its_own_beside_an_engine_that_shards():
     """By hand: a head and adapters of 1,000 bytes on a base of 4 MB, of which each of 4 processes has a quarter."""
-    found = Rehearsed({"weights": 4_000_000, "critic": 1_000}, 0.0, {"weights": 4_000_000}, 1_000_000, 0, 0, 0)
+    found = Rehearsed({"weights": 4_000_000, "critic": 1_000}, {"weights": 4_000_000}, 1_000_000, 0, 0, 0)
     found.shared_base = 4_000_000
     found.critic_trained = 250
     ddp = per_process(found, "ddp", 4, False)
