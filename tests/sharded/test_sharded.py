@@ -157,7 +157,7 @@ def test_the_slurm_script_starts_a_process_for_each_gpu_of_each_node(tmp_path):
     program = """import os, sys
 from pathlib import Path
 Path(sys.argv[0] + os.environ["RANK"]).write_text(" ".join([os.environ["WORLD_SIZE"], *sys.argv[1:]]))"""
-    for name, text in {"srun": srun, "scontrol": "printf '127.0.0.1\\nother\\n'"}.items():
+    for name, text in {"srun": srun, "scontrol": "echo 127.0.0.1; seq 100000"}.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / "program.py").write_text(program)
