@@ -23,7 +23,8 @@ def check_engine(engine: str, processes: int, cpu: bool, quantised_ppo: bool) ->
 def per_process(found: Rehearsed, engine: str, processes: int, half: bool) -> dict[str, int]:
     """Bytes by part in one process, while it trains.
 
-    - ddp: all of it, and a copy of the gradients in the buckets that are summed; the critic's in one message.
+    - ddp: all of it, and a copy of the gradients in the buckets that are summed; the critic's in one message. Beside
+      them as much as the weights take, as was measured with gloo on CPUs (docs/plan.md).
     - fsdp2: weights, gradients and optimizer states by the number of processes, in float32; two layers gathered.
     - zero2: gradients and optimizer states by the number of processes. With `half` (bf16) weights and gradients have
       two bytes, as DeepSpeed has them; its optimizer keeps float32 weights beside its states.
@@ -38,7 +39,10 @@ def per_process(found: Rehearsed, engine: str, processes: int, half: bool) -> di
     if engine == "none" or processes == 1:
         return parts
     if engine == "ddp":
-        return parts | {"gradient buckets": 4 * (found.trained + found.critic_trained)}
+        return parts | {
+            "gradient buckets": 4 * (found.trained + found.critic_trained),
+            "weights again": found.weights["weights"],
+        }
     width = 0.5 if half and engine != "fsdp2" else 1.0
     masters = 0 if engine == "fsdp2" else 4 * found.trained
     weights = 1 if engine == "zero2" else processes
