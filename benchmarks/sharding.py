@@ -183,9 +183,8 @@ def run_case(out: Path, chain: Path, case: str, engine: str, processes: int) -> 
             shutil.rmtree(folder, ignore_errors=True)  # what a failed run left
         return folder, launch(engine, folder, recipe, [*flags, *TRIAL], processes=processes)
 
-    by_process = cases(chain)[case][0] in ("ppo", "grpo")
     adamw = case == "pretrain-muon" and engine.startswith("zero")  # which takes the place of Muon there
-    reference, failed = run("pretrain" if adamw else case, "ddp" if by_process else "one")
+    reference, failed = run("pretrain" if adamw else case, "one")
     folder, failed = (reference, failed) if failed else run(case, engine)
     if failed:
         return {"why": failed}

@@ -28,7 +28,7 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
     from fourstage.data.lengths import drop_overlong, prompt_tokens
     from fourstage.data.loading import load_prompts
     from fourstage.doctor.light import tell_faults
-    from fourstage.evaluation.everywhere import last_evaluation
+    from fourstage.evaluation.everywhere import held_out_prompts, last_evaluation
     from fourstage.evaluation.generation import answer_questions
     from fourstage.launch import check_launch
     from fourstage.models.adapters import adapter_config, finished_model
@@ -71,7 +71,7 @@ def main(data_args: DataArguments, training_args: PPORunConfig, model_args: Mode
         value_model=training_args.value_model_name_or_path,
         ptx_dataset=ptx,
         train_dataset=train,
-        eval_dataset=test.take(training_args.max_eval_rows),
+        eval_dataset=held_out_prompts(test, training_args, training_args.max_eval_rows),
         processing_class=tokenizer,
         peft_config=adapter_config(model_args, model, tokenizer, continues_text=False),
     )

@@ -1,11 +1,13 @@
 """Evaluations while training: those of several processes give the figures of one, and none is taken twice."""
 
+import math
 from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from trl import GRPOConfig
 
 
 def evaluate_everywhere(trainer: Trainer) -> None:
@@ -35,6 +37,27 @@ def evaluate_everywhere(trainer: Trainer) -> None:
         return DataLoader(cast(Any, rows), batch_size=trainer.args.eval_batch_size, collate_fn=trainer.data_collator)
 
     replaced.get_eval_dataloader = all_rows
+
+
+def held_out_prompts(test: Dataset, args: GRPOConfig, at_most: int) -> Dataset:
+    """The first prompts, at most so many, of which evaluations by rollouts make batches of one size in every process.
+
+    Their figures are means over batches, and rows are repeated where a batch is not full: so prompts that would not
+    fill one are left out, and `args.per_device_eval_batch_size` is lowered to the size at which fewest are. Where
+    there are too few for the processes, nothing is changed.
+
+    Example: 61 prompts in batches of 32 at most, one process -> 60, in batches of 30.
+    """
+    prompts, processes = test.take(at_most), args.world_size
+    answers = args.num_generations_eval or args.num_generations or 1
+    unit = processes // math.gcd(processes, answers)  # prompts whose answers divide among the processes
+    most = args.per_device_eval_batch_size * processes // (answers * unit) * unit
+    batches = math.ceil(len(prompts) / max(most, 1))
+    in_batch = len(prompts) // max(batches, 1) // unit * unit
+    if not in_batch:
+        return prompts
+    args.per_device_eval_batch_size = in_batch * answers // processes
+    return prompts.take(batches * in_batch)
 
 
 def last_evaluation(trainer: Trainer) -> dict[str, Any]:

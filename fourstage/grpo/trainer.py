@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, cast
 
 import trl
@@ -12,14 +11,13 @@ from torch import nn
 from transformers import PreTrainedModel
 from trl import GRPOConfig, SyncRefModelCallback
 
-from fourstage.evaluation.generation import ignored_sampling_fields, plain_sampling
+from fourstage.evaluation.generation import ignored_sampling_fields
 from fourstage.models.fused_head import base_model, plain_head_pays
 from fourstage.rl.batches import Batch, grouped_by_length, trimmed
 from fourstage.rl.checks import check_head, check_prompts
-from fourstage.rl.decoding import quick_generation
 from fourstage.rl.forward import frozen_copy, plain_head, positions
 from fourstage.rl.rewards import RewardSource, prepare_rewards, show_opening
-from fourstage.rl.rollouts import SaveAtRollouts
+from fourstage.rl.rollouts import RolloutNumbers, SaveAtRollouts
 from fourstage.rl.trl_contract import check_attributes, check_batch, check_methods
 
 # Losses of a micro-batch that are sums over tokens, and those that are means over rows. bnpo's is a mean over the
@@ -97,7 +95,9 @@ class GRPOTrainer(trl.GRPOTrainer):
         accumulation = args.gradient_accumulation_steps
         assert args.steps_per_generation  # GRPOConfig has filled it
         rollout = args.steps_per_generation * args.num_iterations
-        self.add_callback(SaveAtRollouts(math.lcm(accumulation, rollout) // accumulation))
+        self._numbers = RolloutNumbers()
+        for callback in (SaveAtRollouts(math.lcm(accumulation, rollout) // accumulation), self._numbers):
+            self.add_callback(callback)
 
     def _base(self, model: nn.Module | None = None) -> PreTrainedModel:
         return base_model(self.accelerator.unwrap_model(self.model if model is None else model))
@@ -110,9 +110,7 @@ class GRPOTrainer(trl.GRPOTrainer):
     # Rollout
 
     def _generate_and_score_completions(self, inputs):
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        model = self.accelerator.unwrap_model(self.model_wrapped)
-        with plain_sampling(self._base()), nullcontext() if sharded else quick_generation(model):
+        with self._numbers.choose_tokens(self, len(inputs)):
             rollout = super()._generate_and_score_completions(inputs)
         check_batch(rollout)
         return rollout

@@ -61,7 +61,7 @@ def generate(
             reading, watch.work = watch.work, Work()
             one = torch.ones(rows, 1, dtype=torch.int64)
             logits = policy(input_ids=one, attention_mask=one, use_cache=False).logits[:, -1]
-        next_tokens(logits, torch.arange(rows), rows, config)
+        next_tokens(logits, config, torch.rand(rows, dtype=torch.float64))
     return {part: size for part, size in watch.peak.items() if size}, reading, watch.work
 
 

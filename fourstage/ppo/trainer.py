@@ -4,7 +4,6 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from trl import GRPOTrainer
 from trl.trainer.grpo_trainer import RewardFunc
 from trl.trainer.utils import use_adapter
 
-from fourstage.evaluation.generation import ignored_sampling_fields, plain_sampling
+from fourstage.evaluation.generation import ignored_sampling_fields
 from fourstage.models.fused_head import base_model, plain_head_pays
 from fourstage.ppo import functional as F
 from fourstage.ppo.config import PPOConfig
@@ -30,10 +29,9 @@ from fourstage.ppo.saving import load_training_state, save_training_state
 from fourstage.ppo.sharding import average_gradients, gathered, shards
 from fourstage.rl.batches import Batch, grouped_by_length, loss_mask, trimmed
 from fourstage.rl.checks import check_head, check_launch_supported, check_prompts
-from fourstage.rl.decoding import quick_generation
 from fourstage.rl.forward import frozen_copy, plain_head, positions, whole
 from fourstage.rl.rewards import prepare_rewards, show_opening
-from fourstage.rl.rollouts import SaveAtRollouts
+from fourstage.rl.rollouts import RolloutNumbers, SaveAtRollouts
 from fourstage.rl.trl_contract import check_attributes, check_batch, check_methods
 from fourstage.verifiers.text import text_of
 
@@ -126,7 +124,9 @@ class PPOTrainer(GRPOTrainer):
             print(f"rollouts ignore these fields of the policy's generation_config: {ignored}")
         self._add_critic(policy, value_model, value_peft_config, whole_scorers or self.reward_funcs)
         self.ptx_dataset = ptx_dataset
-        self.add_callback(SaveAtRollouts(args.steps_per_update))
+        self._numbers = RolloutNumbers()
+        for callback in (SaveAtRollouts(args.steps_per_update), self._numbers):
+            self.add_callback(callback)
 
     @property
     def value_model(self) -> Critic:
@@ -170,9 +170,7 @@ class PPOTrainer(GRPOTrainer):
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> Batch:
-        policy = self.accelerator.unwrap_model(self.model_wrapped)
-        quick = nullcontext() if shards(self) else quick_generation(policy)  # TRL's keeps the processes in step
-        with plain_sampling(base_model(policy)), quick:
+        with self._numbers.choose_tokens(self, len(inputs)):
             rollout = super()._generate_and_score_completions(inputs)
         check_batch(rollout)
         weights = self.reward_weights.to(self._rewards.device)

@@ -1,4 +1,4 @@
-"""Generation for rollouts: the same tokens as transformers for the same seed, without work on rows that have ended."""
+"""Generation for rollouts: transformers' tokens by the same random numbers, without work on rows that have ended."""
 
 import functools
 import inspect
@@ -8,12 +8,20 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, DynamicLayer, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import (
+    DynamicCache,
+    DynamicLayer,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
 
 from fourstage.evaluation.generation import ignored_sampling_fields
 from fourstage.models.facts import stop_ids
 from fourstage.models.fused_head import base_model
 from fourstage.rl.recorded import RecordedStep, recordable
+from fourstage.rl.sampling import SampledByRow, inverse_transform, samples_by_row, type_of_sums
 
 _DROPPED_SHARE = 0.25  # once this share of the rows left has ended, the cache is copied without them
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep")
@@ -24,21 +32,39 @@ _IRRELEVANT = ("bos_token_id", "disable_compile", "transformers_version")
 
 
 @contextmanager
-def quick_generation(model: nn.Module) -> Generator[None]:
-    """Makes `model.generate` run `decode` wherever that gives the same tokens, and its own code otherwise."""
+def quick_generation(
+    model: nn.Module, numbers: Callable[[int, int], Tensor] | None = None, own_loop: bool = False
+) -> Generator[None]:
+    """Makes `model.generate` run `decode` wherever that gives the same tokens, and its own code otherwise.
+
+    Args:
+        numbers: called with rows and tokens, gives the (tokens, rows) numbers in [0, 1) that choose tokens; without it
+            they come from torch's random state. own_loop: leave the loop to the model, as sharded weights need it.
+    """
     policy: Any = model  # a module's attributes are typed as tensors and modules
-    policy.generate = functools.partial(_generate, model, policy.generate)
+    before = vars(model).get("generate")  # FSDP puts one there
+    policy.generate = functools.partial(_generate, model, policy.generate, numbers, own_loop)
     try:
         yield
     finally:
         del policy.generate
+        if before is not None:
+            policy.generate = before
 
 
-def _generate(model: nn.Module, own: Callable, *args: Any, **kwargs: Any) -> Any:
-    config = kwargs.get("generation_config")
-    plain = not args and kwargs.keys() == {"input_ids", "attention_mask", "generation_config"}
+def _generate(
+    model: nn.Module, own: Callable, numbers: Callable | None, own_loop: bool, *args: Any, **kwargs: Any
+) -> Any:
+    config: GenerationConfig | None = kwargs.get("generation_config")
+    uniforms = None
+    if numbers is not None and config is not None and samples_by_row(config):
+        uniforms = numbers(len(kwargs["input_ids"]), config.max_new_tokens)
+    plain = not args and kwargs.keys() == {"input_ids", "attention_mask", "generation_config"} and not own_loop
     if plain and config is not None and decodable(model) and follows(model, config):
-        return decode(model, kwargs["input_ids"], kwargs["attention_mask"], config)
+        return decode(model, kwargs["input_ids"], kwargs["attention_mask"], config, uniforms)
+    if uniforms is not None and config is not None:
+        others = kwargs.get("logits_processor") or []
+        kwargs["logits_processor"] = LogitsProcessorList([*others, SampledByRow(uniforms, config)])
     return own(*args, **kwargs)
 
 
@@ -76,19 +102,28 @@ def follows(model: nn.Module, config: GenerationConfig) -> bool:
 
 
 @torch.no_grad()
-def decode(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, config: GenerationConfig) -> Tensor:
+def decode(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    config: GenerationConfig,
+    uniforms: Tensor | None = None,
+) -> Tensor:
     """What `model.generate` returns: ids of prompt and completion, (B, P + T), padded; T is at most max_new_tokens.
 
-    Equal prompts are read once. Rows that have ended leave the batch, unless the step is recorded. A token is drawn as
-    torch.multinomial draws one: argmax of probability / exponential noise. Noise is also drawn for rows that have
-    ended, so that the same random state gives the same tokens as transformers' `generate`.
+    Equal prompts are read once. Rows that have ended leave the batch, unless the step is recorded. The tokens are those
+    of transformers' loop with `SampledByRow` and the same numbers.
 
     Args:
         input_ids, attention_mask: (B, P), padded on the left. config: settings that `follows` accepts.
+        uniforms: (max_new_tokens, B) in [0, 1), which choose the tokens. Default: from torch's random state.
     Raises:
         ValueError: for probabilities that are not finite.
     """
     limit, mask, size = config.max_new_tokens or 0, attention_mask, len(input_ids)
+    chances = torch.rand(limit, size, dtype=torch.float64) if config.do_sample and uniforms is None else uniforms
+    if chances is not None:
+        chances = chances.to(input_ids.device, type_of_sums(input_ids.device))
     cache = DynamicCache(config=base_model(model).config)
     logits = _read_prompts(model, input_ids, mask, cache)
     step_of = RecordedStep(model, cache, mask, limit) if recordable(model, limit) else None
@@ -96,7 +131,7 @@ def decode(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, config: 
     ends = torch.tensor(stop_ids(config), device=written.device, dtype=written.dtype)
     rows, running = torch.arange(size, device=written.device), mask.new_ones(size, dtype=torch.bool)
     for step in range(limit):
-        tokens = next_tokens(logits, rows, size, config)
+        tokens = next_tokens(logits, config, None if chances is None else chances[step, rows])
         written[rows[running], step] = tokens[running]
         running = running & ~torch.isin(tokens, ends)
         left = int(running.sum())
@@ -127,13 +162,8 @@ def _read_prompts(model: nn.Module, ids: Tensor, mask: Tensor, cache: DynamicCac
     return logits[which]
 
 
-def next_tokens(logits: Tensor, rows: Tensor, size: int, config: GenerationConfig) -> Tensor:
-    """The token of each of `rows` (places in a batch of `size`) by its logits, (rows, V)."""
-    if not config.do_sample:
+def next_tokens(logits: Tensor, config: GenerationConfig, uniforms: Tensor | None = None) -> Tensor:
+    """The token of each row by its logits, (B, V): the likeliest, or the one that (B,) numbers in [0, 1) choose."""
+    if uniforms is None:
         return logits.float().argmax(dim=-1)
-    probabilities = (logits.float() / config.temperature).softmax(dim=-1)
-    noise = probabilities.new_empty(size, probabilities.size(1)).exponential_()
-    best, tokens = (probabilities / (noise if len(rows) == size else noise[rows])).max(dim=-1)
-    if best.isnan().any():
-        raise ValueError("the model's probabilities are not finite, so nothing can be sampled: lower learning_rate")
-    return tokens
+    return inverse_transform((logits.float() / config.temperature).softmax(dim=-1), uniforms)
