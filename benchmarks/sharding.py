@@ -12,9 +12,8 @@ It starts from a chain of about 200,000 parameters, made first, or from the fold
 FSDP2 runs on CPUs through the patch in tests/sharded; ZeRO needs the extra deepspeed.
 
 Compared with one process are all that the trainer logs but times, rates and counts, the figures on held-out rows
-among it, and the weights that the run leaves. PPO and GRPO draw tokens by process, so theirs are compared with DDP;
-Muon under DeepSpeed is AdamW, and compared with it. "Apart by" is the largest difference of a figure over its largest
-value in the reference run. A finished run is not run again.
+among it, and the weights that the run leaves. Muon under DeepSpeed is AdamW, and compared with it. "Apart by" is the
+largest difference of a figure over its largest value in the reference run. A finished run is not run again.
 
 With --memory: the most that torch's tensors take in one process over the two steps of sft, of PPO, policy and critic
 of that size, and of PPO with LoRA, by engine, its share of what one process alone takes; what `fourstage plan` says,

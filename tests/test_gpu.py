@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from ppo_helpers import assert_equal_weights, critic_weights, logged, policy_weights, ppo_trainer, tiny_policy
-from transformers import GenerationConfig, set_seed
+from transformers import GenerationConfig, LogitsProcessorList
 
 from fourstage.rl.decoding import decode
+from fourstage.rl.sampling import SampledByRow, row_uniforms
 from fourstage.speed import compile_in_place, layers_of
 
 CAP = 24
@@ -33,10 +34,10 @@ def test_decoded_tokens_are_those_of_transformers(sampled):
     config = GenerationConfig(**plain, **({"top_k": 0, "temperature": 0.8} if sampled else {}))
     model, lengths = tiny_policy().cuda().eval(), set()
     for seed in range(4):
-        set_seed(seed)
-        theirs = model.generate(**left_padded(), generation_config=config)
-        set_seed(seed)
-        ours = decode(model, **left_padded(), config=config)
+        uniforms = row_uniforms([seed], 0, 16, CAP)
+        processors = LogitsProcessorList([SampledByRow(uniforms, config)] if sampled else [])
+        theirs = model.generate(**left_padded(), generation_config=config, logits_processor=processors)
+        ours = decode(model, **left_padded(), config=config, uniforms=uniforms)
         assert torch.equal(ours, theirs)
         lengths |= set((ours[:, 6:] != 0).sum(dim=1).tolist())
     assert len(lengths) > 2

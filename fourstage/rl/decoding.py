@@ -121,8 +121,9 @@ def decode(
         ValueError: for probabilities that are not finite.
     """
     limit, mask, size = config.max_new_tokens or 0, attention_mask, len(input_ids)
-    chances = torch.rand(limit, size, dtype=torch.float64) if config.do_sample and uniforms is None else uniforms
-    if chances is not None:
+    chances = None
+    if config.do_sample:
+        chances = torch.rand(limit, size, dtype=torch.float64) if uniforms is None else uniforms
         chances = chances.to(input_ids.device, type_of_sums(input_ids.device))
     cache = DynamicCache(config=base_model(model).config)
     logits = _read_prompts(model, input_ids, mask, cache)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,16 +38,17 @@ class RolloutNumbers(TrainerCallback):
     @contextmanager
     def choose_tokens(self, trainer: GRPOTrainer, rows: int) -> Generator[None]:
         """The policy's `generate` samples by these numbers, quickly where it can, for a rollout of `rows` rows."""
-        key, first = self._place(trainer, rows)
-        calls = itertools.count()  # a rollout with tools generates several times
-
-        def numbers(rows: int, tokens: int) -> torch.Tensor:
-            return row_uniforms([*key, next(calls)], first, rows, tokens)
-
+        numbers = self.of_rollout(trainer, rows)
         policy = trainer.accelerator.unwrap_model(trainer.model_wrapped)
         sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # there TRL keeps the processes in step
         with plain_sampling(base_model(policy)), quick_generation(policy, numbers, own_loop=sharded):
             yield
+
+    def of_rollout(self, trainer: GRPOTrainer, rows: int) -> Callable[[int, int], torch.Tensor]:
+        """What gives the (tokens, rows) numbers of each `generate` of a rollout of `rows` rows, called with both."""
+        key, first = self._place(trainer, rows)
+        calls = itertools.count()  # a rollout with tools generates several times
+        return lambda rows, tokens: row_uniforms([*key, next(calls)], first, rows, tokens)
 
     def _place(self, trainer: GRPOTrainer, rows: int) -> tuple[list[int], int]:
         """(seed, kind and number of the rollout; the number in it of this process's first row)."""

@@ -1,12 +1,14 @@
 """Held-out rows of several processes: each process reads every row once, and figures are those of one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
-from fourstage.evaluation.everywhere import evaluate_everywhere, last_evaluation
+from fourstage.evaluation.everywhere import evaluate_everywhere, held_out_prompts, last_evaluation
 
 
 class Rows(torch.nn.Module):
@@ -76,3 +78,27 @@ def test_the_last_evaluation_is_of_the_weights_that_training_left(tmp_path, sett
     assert seen == evaluations
     again = own()
     assert found.keys() == again.keys() and found["eval_loss"] == again["eval_loss"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "processes", "answers", "most", "used", "size"),
+    [
+        (64, 1, 1, 32, 64, 32),
+        (64, 2, 1, 32, 64, 32),
+        (64, 2, 1, 16, 64, 16),
+        (61, 1, 1, 32, 60, 30),
+        (20, 1, 1, 32, 20, 20),
+        (100, 3, 1, 32, 96, 16),
+        (12, 2, 4, 8, 12, 8),  # batches of 16 answers, those to 4 prompts
+        (6, 4, 2, 32, 6, 3),
+        (5, 4, 8, 6, 4, 4),  # 24 answers at once at most, those to 3 prompts
+        (3, 4, 1, 32, 3, 32),  # fewer prompts than processes
+    ],
+)
+def test_rollouts_evaluate_in_batches_of_one_size(prompts, processes, answers, most, used, size):
+    rows = Dataset.from_dict({"prompt": [str(i) for i in range(prompts + 3)]})
+    args = SimpleNamespace(world_size=processes, num_generations_eval=answers, per_device_eval_batch_size=most)
+    chosen = held_out_prompts(rows, args, prompts)
+    assert chosen["prompt"] == rows["prompt"][:used] and args.per_device_eval_batch_size == size
+    if used >= processes:
+        assert (used * answers) % (size * processes) == 0 and size <= most

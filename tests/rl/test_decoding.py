@@ -1,4 +1,4 @@
-"""Our generation against transformers' own: the same tokens, greedy and sampled; its own wherever ours is not fit."""
+"""Our generation against transformers' loop: the same tokens, greedy and sampled; its own wherever ours is not fit."""
 
 import pytest
 import torch
@@ -11,6 +11,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
@@ -21,6 +23,7 @@ from transformers import (
 )
 
 from fourstage.rl.decoding import decodable, decode, follows, quick_generation
+from fourstage.rl.sampling import SampledByRow, row_uniforms, samples_by_row
 
 VOCABULARY, CAP = 40, 24
 ENDS = [2, 7, 11]
@@ -84,6 +87,19 @@ def settings(**more):
     return GenerationConfig(**({"max_new_tokens": CAP, "disable_compile": True, **plain, **ids} | more))
 
 
+def chances(rows, tokens, seed=0):
+    return row_uniforms([seed], 0, rows, tokens)
+
+
+def by_transformers(model, config, seed=0, **rows):
+    """Its own loop, which samples by the same numbers."""
+    processors = None
+    if samples_by_row(config):
+        size = len(next(iter(rows.values())))
+        processors = LogitsProcessorList([SampledByRow(chances(size, config.max_new_tokens, seed), config)])
+    return model.generate(**rows, generation_config=config, logits_processor=processors)
+
+
 def lengths(ids):
     """Tokens of each completion, without its padding and end."""
     ended = torch.isin(ids[:, 9:], torch.tensor(ENDS))
@@ -92,19 +108,17 @@ def lengths(ids):
 
 @pytest.mark.parametrize("kind", [llama, qwen3, gpt2])
 @pytest.mark.parametrize("how", [{"do_sample": False}, {}, {"temperature": 0.7}])
-def test_tokens_are_those_of_transformers_seed_for_seed(kind, how):
+def test_tokens_are_those_of_transformers_number_for_number(kind, how):
     """Prompts of all lengths, completions that end at many times, a few of them at the limit."""
     config, ended = settings(**how), set()
     for seed in range(4):
         model = built(kind, seed)
         assert decodable(model) and follows(model, config)
-        set_seed(seed)
-        theirs = model.generate(**prompts(), generation_config=config)
-        after = torch.rand(1)
-        set_seed(seed)
-        ours = decode(model, **prompts(), config=config)
+        theirs = by_transformers(model, config, seed, **prompts())
+        before = torch.get_rng_state()
+        ours = decode(model, **prompts(), config=config, uniforms=chances(18, CAP, seed))
         assert torch.equal(ours, theirs)
-        assert torch.equal(torch.rand(1), after)  # and so are those of the next rollout
+        assert torch.equal(torch.get_rng_state(), before)
         ended |= set(lengths(ours))
     assert len(ended) > 4 and CAP in ended
 
@@ -120,13 +134,9 @@ def test_a_cache_of_fixed_length_gives_the_same_tokens(kind, how, padded, monkey
     config, ended = settings(**how), set()
     for seed in range(4):
         model = built(kind, seed)
-        set_seed(seed)
-        theirs = model.generate(**rows, generation_config=config)
-        after = torch.rand(1)
-        set_seed(seed)
-        ours = decode(model, **rows, config=config)
+        theirs = by_transformers(model, config, seed, **rows)
+        ours = decode(model, **rows, config=config, uniforms=chances(len(rows["input_ids"]), CAP, seed))
         assert torch.equal(ours, theirs)
-        assert torch.equal(torch.rand(1), after)
         ended |= set(lengths(ours))
     assert len(ended) > (4 if padded else 1)
 
@@ -209,11 +219,11 @@ def test_what_the_model_itself_asks_for_is_not_dropped():
     assert_equal_through_the_wrapper(model, settings())
 
 
-def assert_equal_through_the_wrapper(model, config):
+def assert_equal_through_the_wrapper(model, config, own_loop=False):
     set_seed(0)
-    theirs = model.generate(**prompts(), generation_config=config)
+    theirs = by_transformers(model, config, **prompts())
     set_seed(0)
-    with quick_generation(model):
+    with quick_generation(model, chances, own_loop):
         ours = model.generate(**prompts(), generation_config=config)
     ours, theirs = (getattr(found, "sequences", found) for found in (ours, theirs))
     assert torch.equal(ours, theirs)
@@ -227,6 +237,38 @@ def test_the_wrapper_takes_calls_of_any_kind_and_goes_away():
         with pytest.raises(ValueError, match="temperature"):
             model.generate(**prompts(), generation_config=settings(temperature=0.0))
     assert "generate" not in vars(model)
+
+
+def test_a_loop_left_to_the_model_samples_by_the_same_numbers():
+    """As sharded weights need it; a `generate` that something else put there is called, and put back."""
+    model, calls = built(llama), []
+    own = model.generate
+    model.generate = lambda **kwargs: calls.append(kwargs) or own(**kwargs)
+    wrapped = model.generate
+    assert_equal_through_the_wrapper(model, settings(), own_loop=True)
+    assert len(calls) == 2 and model.generate is wrapped
+    assert_equal_through_the_wrapper(model, settings(temperature=0.7))
+    assert len(calls) == 3  # that of the comparison: the loop is ours again
+
+
+def test_without_numbers_the_random_state_chooses():
+    model, found = built(llama), []
+    for seed in (0, 0, 1):
+        set_seed(seed)
+        found.append(decode(model, **prompts(), config=settings())[:, 9:].tolist())
+    assert found[0] == found[1] != found[2]
+
+
+def test_processors_of_the_caller_stay():
+    class Never(LogitsProcessor):
+        def __call__(self, ids, scores):
+            return scores.index_fill(1, torch.tensor([5]), -torch.inf)
+
+    model, rows = built(mamba), {name: value.repeat(20, 1) for name, value in prompts().items()}
+    with quick_generation(model, chances):
+        free = model.generate(**rows, generation_config=settings())[:, 9:]
+        held = model.generate(**rows, generation_config=settings(), logits_processor=[Never()])[:, 9:]
+    assert (free == 5).any() and not (held == 5).any()
 
 
 def test_adapters_generate_as_they_are():

@@ -1,4 +1,4 @@
-"""Every recipe in two processes: FSDP2 and ZeRO train what DDP or one process trains, to the rounding of sums.
+"""Every recipe in two processes: DDP, FSDP2 and ZeRO train what one process trains, to the rounding of sums.
 
 FSDP2 shards over CPU processes here through sitecustomize.py beside this file. benchmarks/sharding.py has the runs.
 """
@@ -27,7 +27,7 @@ def load_benchmark():
 
 
 sharding = load_benchmark()
-ONE_PROCESS = ("pretrain", "pretrain-muon", "sft", "sft-lora", "reward")
+CASES = ("pretrain", "pretrain-muon", "sft", "sft-lora", "reward", "ppo", "ppo-lora", "ppo-ptx", "grpo")
 ADAPTER = "adapter_model.safetensors"
 ROWS = "--per_device_train_batch_size=8"
 
@@ -43,16 +43,12 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(out):
-    """The run that a case is compared with: one process of ours, or DDP where each process draws its own tokens."""
+    """The run that a case is compared with: of one process."""
 
     def run(case):
         folder, (recipe, *flags) = out / f"{case}-reference", sharding.cases(out / "chain")[case]
-        if folder.exists():
-            return folder
-        if case in ONE_PROCESS:
+        if not folder.exists():
             run_here(recipe, *flags, *sharding.TRIAL, *sharding.ALL, ROWS, "--output_dir", folder)
-        else:
-            assert sharding.launch("ddp", folder, recipe, [*flags, *sharding.TRIAL]) == ""
         return folder
 
     return run
@@ -63,7 +59,8 @@ ZERO = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason=
 
 @pytest.mark.parametrize(
     ("engine", "case"),
-    [("fsdp2", case) for case in (*ONE_PROCESS, "ppo", "ppo-lora", "ppo-ptx", "grpo")]
+    [("fsdp2", case) for case in CASES]
+    + [("ddp", case) for case in ("ppo-lora", "grpo")]
     + [pytest.param("zero2", "pretrain", marks=ZERO)]
     + [pytest.param("zero3", case, marks=ZERO) for case in ("sft", "ppo", "ppo-lora", "ppo-ptx")],
 )
