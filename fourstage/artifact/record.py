@@ -30,6 +30,8 @@ _NOT_IDENTITY = re.compile(
     r"eval_.*|per_device_eval_batch_size|max_eval_rows|dataloader_(?!drop_last).*|push_to_hub|hub_.*|.*_license|use_cpu|"
     r"local_rank|ddp_.*|dataset_num_proc|skip_memory_metrics|stop_on_divergence|debug|include_.*|do_.*)$"
 )
+# Micro-batches that a process takes for an update, and that it generates at once.
+_MICRO_BATCHES = ("gradient_accumulation_steps", "steps_per_generation")
 
 
 def new_record(
@@ -91,7 +93,7 @@ def identity(record: dict) -> dict:
 def differences(old: dict, new: dict) -> list[str]:
     """How two run.json differ in their `identity`, a line for each setting; empty for the same run.
 
-    Another gradient accumulation is no difference where another number of processes makes up for it (`same_updates`).
+    Other micro-batches are no difference where another number of processes makes up for them (`same_updates`).
 
     A setting that the new run's defaults filled in does not count where the old run.json has None or "auto": it was
     written before such settings were resolved, and the rule that fills them is the same. A setting of data or model
@@ -105,20 +107,23 @@ def differences(old: dict, new: dict) -> list[str]:
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
         and not (key in filled and before.get(key) in (None, "auto"))
-        and not (key == "gradient_accumulation_steps" and same_updates(old, new))
+        and not (key in _MICRO_BATCHES and same_updates(old, new))
     ]
 
 
 def same_updates(old: dict, new: dict) -> bool:
     """Whether a run may go on with the processes of `new`: updates read the same rows, sums come in another order.
 
-    That is so for pretrain, sft and reward, alone or under DDP, with as many micro-batches an update in all processes
-    together. PPO and GRPO draw tokens in every process, and group_by_length forms its groups by process.
+    That is so alone or under DDP, with as many micro-batches an update in all processes together. group_by_length forms
+    its groups by process; in PPO and GRPO the batches of a rollout that makes several updates are drawn by process.
     """
     plain = all(record.get("engine") in ("none", "ddp") for record in (old, new))
     micro, other = (batches_an_update(record) for record in (old, new))
-    grouped = new["arguments"]["training"].get("train_sampling_strategy") == "group_by_length"
-    return new["stage"] in ("pretrain", "sft", "reward") and plain and micro == other and not grouped
+    settings = [record["arguments"]["training"] for record in (old, new)]
+    grouped = settings[1].get("train_sampling_strategy") == "group_by_length"
+    whole = all(one.get("steps_per_generation") == one.get("gradient_accumulation_steps") for one in settings)
+    by_rows = new["stage"] in ("pretrain", "sft", "reward") or (whole and settings[1].get("loss_type") != "bnpo")
+    return by_rows and plain and micro == other and not grouped
 
 
 def batches_an_update(record: dict) -> int:
@@ -129,7 +134,9 @@ def batches_an_update(record: dict) -> int:
 def other_processes(folder: Path, old: dict, new: dict) -> str:
     """Why a run does not go on with another number of processes, and with which settings it would."""
     then, now, batches = old["processes"], new["processes"], batches_an_update(old)
-    arguments = old["arguments"]["training"] | {"gradient_accumulation_steps": batches // now}
+    arguments = old["arguments"]["training"].copy()
+    rollout = arguments.get("steps_per_generation") == arguments.get("gradient_accumulation_steps")
+    arguments |= dict.fromkeys(_MICRO_BATCHES[: 1 + rollout], batches // now)
     elastic = {**old, "processes": now, "engine": new["engine"], "arguments": {"training": arguments}}
     way = f"--num_processes {then}"
     if batches % now == 0 and same_updates(old, elastic):

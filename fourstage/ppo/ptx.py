@@ -96,7 +96,32 @@ def _order(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(count)
 
 
-def language_model_loss(model: Callable, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log-likelihood, in nats, of the labelled tokens of a batch, each input (B, T)."""
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+def language_model_nats(model: Callable, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    """(2,): the sum of the negative log-likelihoods, in nats, of a batch's labelled tokens, and their number.
+
+    Each input is (B, T); the first token of a row is not learnt, as nothing comes before it.
+    """
+    logits, targets = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1], labels[:, 1:]
+    nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+    return torch.stack([nats, (targets != -100).sum().to(nats)])
+
+
+class PtxBatches:
+    """The batches of `ptx_batch`, and how many labelled tokens are in some of them.
+
+    Args:
+        rows: with `input_ids` and `labels`. seed: of the shuffles. size: rows of a batch.
+    """
+
+    def __init__(self, rows: Dataset, seed: int, size: int):
+        self.rows, self.seed, self.size = rows, seed, size
+        self._labelled = [sum(label != -100 for label in row[1:]) for row in rows["labels"]]
+
+    def at(self, place: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Batch number `place`."""
+        return ptx_batch(self.rows, self.seed, place, self.size)
+
+    def tokens(self, first: int, batches: int) -> int:
+        """Labelled tokens of so many batches from number `first` on; at least 1."""
+        positions = range(first * self.size, (first + batches) * self.size)
+        return max(sum(self._labelled[_row_at(at, len(self.rows), self.seed)] for at in positions), 1)

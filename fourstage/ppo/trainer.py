@@ -24,7 +24,7 @@ from fourstage.ppo import functional as F
 from fourstage.ppo.config import PPOConfig
 from fourstage.ppo.critic import Critic, build_critic, prepare_critic
 from fourstage.ppo.metrics import policy_metrics, rollout_explained_variance, rollout_metrics
-from fourstage.ppo.ptx import check_ptx, language_model_loss, ptx_batch
+from fourstage.ppo.ptx import PtxBatches, check_ptx, language_model_nats
 from fourstage.ppo.saving import load_training_state, save_training_state
 from fourstage.ppo.sharding import average_gradients, gathered, shards
 from fourstage.rl.batches import Batch, grouped_by_length, loss_mask, trimmed
@@ -123,7 +123,8 @@ class PPOTrainer(GRPOTrainer):
         if ignored and self.accelerator.is_main_process:
             print(f"rollouts ignore these fields of the policy's generation_config: {ignored}")
         self._add_critic(policy, value_model, value_peft_config, whole_scorers or self.reward_funcs)
-        self.ptx_dataset = ptx_dataset
+        ptx_size = args.ptx_batch_size or args.per_device_train_batch_size
+        self._ptx = None if ptx_dataset is None else PtxBatches(ptx_dataset, args.seed, ptx_size)
         self._numbers = RolloutNumbers()
         for callback in (SaveAtRollouts(args.steps_per_update), self._numbers):
             self.add_callback(callback)
@@ -291,20 +292,21 @@ class PPOTrainer(GRPOTrainer):
                 value_loss.backward()
         loss = super()._compute_loss(model, inputs)
         self._log_policy(inputs, mode)
-        if self.ptx_dataset is not None and mode == "train":
-            loss = loss + self._ptx_loss(model, self.ptx_dataset)
+        if self._ptx is not None and mode == "train":
+            loss = loss + self._ptx_loss(model, self._ptx)
         warming_up = mode == "train" and self.state.global_step < self.args.critic_warmup_steps
         return loss * 0.0 if warming_up else loss
 
-    def _ptx_loss(self, model: nn.Module, rows: Dataset) -> Tensor:
-        """The next rows' share in the loss of an optimizer step, which is the sum over its micro-batches."""
-        args, parts = self.args, self.args.gradient_accumulation_steps
-        place = self.state.global_step * parts + self._step % parts  # of the micro-batch, also after a resume
-        place = place * self.accelerator.num_processes + self.accelerator.process_index
-        batch = ptx_batch(rows, args.seed, place, args.ptx_batch_size or args.per_device_train_batch_size)
-        loss = language_model_loss(model, *(part.to(self.accelerator.device) for part in batch))
-        self._metrics["train"]["loss/ptx_avg"].append(self.accelerator.gather(loss.detach()).mean().item())
-        return args.ptx_coef * loss / self.current_gradient_accumulation_steps
+    def _ptx_loss(self, model: nn.Module, rows: PtxBatches) -> Tensor:
+        """The next rows' share in the loss of an optimizer step, a mean over the tokens of all its processes' rows."""
+        parts, processes = self.args.gradient_accumulation_steps, self.accelerator.num_processes
+        first = self.state.global_step * parts * processes  # batch of the step, also after a resume
+        place = first + self._step % parts * processes + self.accelerator.process_index
+        found = language_model_nats(model, *(part.to(self.accelerator.device) for part in rows.at(place)))
+        nats, tokens = self._reduce(found.detach()).tolist()
+        self._metrics["train"]["loss/ptx_avg"].append(nats / max(tokens, 1.0))
+        learnt = rows.tokens(first, self.current_gradient_accumulation_steps * processes)
+        return self.args.ptx_coef * found[0] * processes / learnt
 
     def _value_loss(self, inputs: Batch, mode: str) -> Tensor:
         """The critic's loss: the mean over the tokens of an optimizer step, as GRPO's dapo loss for the policy.

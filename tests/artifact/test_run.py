@@ -26,7 +26,7 @@ from helpers import (
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from fourstage.artifact.record import differences, same_updates
+from fourstage.artifact.record import differences, other_processes, same_updates
 from fourstage.parent import check_parent
 
 TOKEN = "hf_" + "abcDEFghiJ" * 3
@@ -380,23 +380,33 @@ def test_samples_keep_within_a_short_context_of_learned_positions(chain, tmp_pat
         ("sft", ("ddp", "none"), (4, 2), (1, 4), {}, False),
         ("sft", ("fsdp2", "fsdp2"), (4, 1), (2, 2), {}, False),
         ("sft", ("zero2", "none"), (2, 1), (1, 2), {}, False),
-        ("grpo", ("ddp", "none"), (2, 1), (1, 2), {}, False),
-        ("ppo", ("ddp", "none"), (2, 1), (1, 2), {}, False),
+        ("grpo", ("ddp", "none"), (2, 1), (1, 2), {"steps_per_generation": "all"}, True),
+        ("ppo", ("none", "ddp"), (1, 4), (2, 2), {"steps_per_generation": "all", "num_iterations": 3}, True),
+        ("ppo", ("ddp", "none"), (2, 1), (1, 2), {"steps_per_generation": 4}, False),  # several updates a rollout
+        ("grpo", ("ddp", "none"), (2, 1), (1, 2), {"steps_per_generation": "all", "loss_type": "bnpo"}, False),
+        ("grpo", ("zero3", "zero3"), (2, 1), (1, 2), {"steps_per_generation": "all"}, False),
         ("sft", ("ddp", "none"), (2, 1), (1, 2), {"train_sampling_strategy": "group_by_length"}, False),
     ],
 )
 def test_other_processes_take_the_same_updates(stage, engines, then, now, changed, same):
+    whole = changed.get("steps_per_generation") == "all"
     old, new = (
         {
             "stage": stage,
             "engine": engine,
             "processes": processes,
-            "arguments": {"training": {"gradient_accumulation_steps": batches, "seed": 1, **changed}},
+            "arguments": {
+                "training": {"gradient_accumulation_steps": batches, "seed": 1}
+                | changed
+                | ({"steps_per_generation": batches} if whole else {})
+            },
         }
         for engine, (processes, batches) in zip(engines, (then, now), strict=True)
     )
     assert same_updates(old, new) is same
-    key = f"gradient_accumulation_steps was {then[1]}, now {now[1]}"
-    assert differences(old, new) == ([] if same else [key])
+    names = ["gradient_accumulation_steps"] + ["steps_per_generation"] * whole
+    assert differences(old, new) == ([] if same else [f"{name} was {then[1]}, now {now[1]}" for name in names])
+    said = other_processes(Path("run"), old, new)
+    assert (f"or with --gradient_accumulation_steps {now[1]}, or choose" in said) is same
     new["arguments"]["training"]["seed"] = 2
     assert "seed was 1, now 2" in differences(old, new)

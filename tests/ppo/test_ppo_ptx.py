@@ -28,7 +28,12 @@ from fourstage.doctor.command import _open_run
 from fourstage.models.opening import open_tokenizer
 from fourstage.models.tokenizer import mark_generation
 from fourstage.ppo.config import PPORunConfig
-from fourstage.ppo.ptx import language_model_loss, load_ptx, ptx_batch
+from fourstage.ppo.ptx import PtxBatches, language_model_nats, load_ptx, ptx_batch
+
+
+def mean_loss(model, batch):
+    nats, tokens = language_model_nats(model, *batch)
+    return nats / tokens
 
 
 def rows_in(batch):
@@ -60,7 +65,7 @@ def test_any_batch_can_be_asked_for_and_small_ones_make_a_large_one():
 
 def test_the_loss_is_that_of_transformers_and_of_each_row_alone():
     model, (ids, mask, labels) = tiny_policy(), ptx_batch(ptx_rows(), 0, 0, 6)
-    ours = language_model_loss(model, ids, mask, labels)
+    ours = mean_loss(model, (ids, mask, labels))
     assert ours.item() == pytest.approx(model(input_ids=ids, attention_mask=mask, labels=labels).loss.item(), rel=1e-5)
     surprises = []
     with torch.no_grad():
@@ -82,22 +87,37 @@ def gradients(trainer):
 
 
 def test_the_gradient_is_that_of_ppo_and_a_share_of_that_of_the_rows(tmp_path):
-    """Two micro-batches are accumulated: each adds half of ptx_coef times the gradient of its mean."""
+    """Of two micro-batches, the first adds ptx_coef times its part in the mean over the tokens of both."""
+    rows = ptx_rows()
+    rows = rows.map(lambda row, i: {"labels": [-100] * (i % 3 + 1) + row["labels"][i % 3 + 1 :]}, with_indices=True)
     plain = gradients(ppo_trainer(tmp_path / "plain"))
-    trainer = ppo_trainer(tmp_path / "ptx", ptx_dataset=ptx_rows(), ptx_coef=0.6, ptx_batch_size=3)
+    trainer = ppo_trainer(tmp_path / "ptx", ptx_dataset=rows, ptx_coef=0.6, ptx_batch_size=3)
     both = gradients(trainer)
-    model, (ids, mask, labels) = tiny_policy(), ptx_batch(ptx_rows(), 0, 0, 3)
+    model, (ids, mask, labels), second = tiny_policy(), ptx_batch(rows, 0, 0, 3), ptx_batch(rows, 0, 1, 3)
     loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
     loss.backward()
+    learnt, others = ((part[:, 1:] != -100).sum() for part in (labels, second[2]))
+    assert learnt != others
     for name, p in model.named_parameters():
-        torch.testing.assert_close(both[name], plain[name] + 0.3 * p.grad, rtol=1e-4, atol=1e-6)
+        expected = plain[name] + 0.6 * p.grad * learnt / (learnt + others)
+        torch.testing.assert_close(both[name], expected, rtol=1e-4, atol=1e-6)
     assert trainer._metrics["train"]["loss/ptx_avg"] == [pytest.approx(loss.item(), rel=1e-5)]
+
+
+def test_tokens_of_batches_are_counted_over_shuffles():
+    rows = ptx_rows(10)
+    batches = PtxBatches(rows, 3, 4)
+    for first, number in ((0, 1), (1, 3), (4, 2)):
+        labels = [part for place in range(first, first + number) for part in batches.at(place)[2]]
+        assert batches.tokens(first, number) == sum(int((part[1:] != -100).sum()) for part in labels)
+    nothing = Dataset.from_dict({"input_ids": [[5, 6]] * 4, "labels": [[5, -100]] * 4})  # a first token is not learnt
+    assert PtxBatches(nothing, 0, 2).tokens(0, 2) == 1
 
 
 def test_each_micro_batch_of_a_run_learns_the_next_rows(tmp_path, monkeypatch):
     places = []
     original = ptx_batch
-    monkeypatch.setattr("fourstage.ppo.trainer.ptx_batch", lambda *given: places.append(given[1:]) or original(*given))
+    monkeypatch.setattr("fourstage.ppo.ptx.ptx_batch", lambda *given: places.append(given[1:]) or original(*given))
     trainer = ppo_trainer(tmp_path, ptx_dataset=ptx_rows(), seed=7, eval_dataset=None)
     trainer.train()
     assert places == [(7, place, 2) for place in range(8 * 2)]
@@ -112,7 +132,7 @@ def test_the_rows_are_learnt_while_the_rewards_are(tmp_path, adapters):
         trainer = ppo_trainer(tmp_path / name, **given)
         trainer.train()
         with torch.no_grad():
-            surprise = language_model_loss(trainer.model, *ptx_batch(ptx_rows(), 0, 0, 24)).item()
+            surprise = mean_loss(trainer.model, ptx_batch(ptx_rows(), 0, 0, 24)).item()
         return surprise, logged(trainer, "objective/scores")
 
     without, scores = trained("without")
