@@ -64,13 +64,16 @@ def make_models_whole(state: PartialState) -> None:
 
 
 def size_buckets(training_args: "TrainingArguments") -> None:
-    """Has DeepSpeed's buffers for gradients follow the model: its own are 2 GB in each process, whatever the model.
+    """Has DeepSpeed's buffers follow the model: its own take 2 GB for gradients in each process, whatever the model,
+    and 50 million weights that are gathered ahead, which it holds twice.
 
     accelerate puts the square of the hidden size in the place of "auto".
     """
     plugin = getattr(training_args, "deepspeed_plugin", None)
     if plugin is not None:
-        plugin.deepspeed_config.get("zero_optimization", {}).setdefault("reduce_bucket_size", "auto")
+        options = plugin.deepspeed_config.get("zero_optimization", {})
+        for name in ("reduce_bucket_size", "stage3_prefetch_bucket_size"):
+            options.setdefault(name, "auto")
 
 
 def check_accelerate_processes(state: PartialState) -> None:

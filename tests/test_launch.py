@@ -216,8 +216,13 @@ def test_command_of_the_launcher_is_found_among_the_parents(monkeypatch, command
 
 
 def test_buffers_of_deepspeed_follow_the_model_unless_their_size_is_given():
-    for given, taken in ({}, "auto"), ({"reduce_bucket_size": 7}, 7):
+    name = "stage3_prefetch_bucket_size"
+    for given, taken in ({}, ("auto", "auto")), ({"reduce_bucket_size": 7}, (7, "auto")), ({name: 0}, ("auto", 0)):
         plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 3, **given}})
         launch.size_buckets(SimpleNamespace(deepspeed_plugin=plugin))
-        assert plugin.deepspeed_config["zero_optimization"] == {"stage": 3, "reduce_bucket_size": taken}
+        assert plugin.deepspeed_config["zero_optimization"] == {
+            "stage": 3,
+            "reduce_bucket_size": taken[0],
+            name: taken[1],
+        }
     launch.size_buckets(SimpleNamespace(deepspeed_plugin=None))

@@ -31,6 +31,8 @@ def main(result: str, way: str, a_round: str, recipe: str, *flags: str) -> None:
     """
     from transformers import Trainer
 
+    profiler = None if torch.cuda.is_available() or way != "allocated" else _profiler()
+
     def train(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         step = lambda: own(trainer, *args, **kwargs)  # noqa: E731
         held, ends = _held(trainer), []
@@ -40,11 +42,11 @@ def main(result: str, way: str, a_round: str, recipe: str, *flags: str) -> None:
             torch.cuda.reset_peak_memory_stats()
             step()
             found = {"peak": torch.cuda.max_memory_allocated(), "what": "max_memory_allocated"}
-        elif way == "allocated":
-            found = {"peak": held + _most_allocated(step), "what": "allocated by torch"}
+        elif profiler is not None:
+            found = {"peak": _most_allocated(profiler, trainer, step), "what": "allocated by torch"}
         else:
             found = {"peak": held + _resident_growth(step), "what": "resident set"}
-        if found["what"] != "allocated by torch":
+        if profiler is None:
             found["seconds"] = seconds_of_a_step(ends, int(a_round))
         rank = os.environ.get("RANK", "0")  # of several processes each measures itself
         Path(result if rank == "0" else f"{result}.{rank}").write_text(json.dumps({**found, "held": held}))
@@ -74,17 +76,26 @@ def _clock(ends: list[float]) -> Any:
     return Clock()
 
 
-def _held(trainer: Any) -> int:
-    """Bytes of the weights that are there before the first step, each storage once."""
+def _weights(trainer: Any) -> dict[int, list[torch.Tensor]]:
+    """The weights that are there before the first step, on this process: those of each storage by its address."""
     models = [trainer.model, getattr(trainer, "ref_model", None), getattr(trainer, "value_model", None)]
     models += [one for one in getattr(trainer, "reward_funcs", []) if isinstance(one, torch.nn.Module)]
     tensors: Iterable[torch.Tensor] = (
-        x.to_local() if isinstance(x, DTensor) else x
-        for model in models
-        if model is not None
-        for x in [*model.parameters(), *model.buffers()]
+        x for model in models if model is not None for x in [*model.parameters(), *model.buffers()]
     )
-    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+    found: dict[int, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        found.setdefault(_local(tensor).untyped_storage().data_ptr(), []).append(tensor)
+    return found
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _held(trainer: Any) -> int:
+    """Bytes of the weights that are there before the first step, each storage once."""
+    return sum(_local(tensors[0]).untyped_storage().nbytes() for tensors in _weights(trainer).values())
 
 
 def _resident_growth(step: Any) -> int:
@@ -102,17 +113,38 @@ def _high_water() -> int:
     return int(line.split()[1]) * 1024
 
 
-def _most_allocated(step: Any) -> int:
+def _profiler() -> Any:
+    """A profiler of memory that has begun."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    profiler.start()
+    return profiler
+
+
+def _most_allocated(profiler: Any, trainer: Any, step: Any) -> int:
+    """The most that torch's allocator had given out during the step, of what it has since the profiler began."""
+    with torch.profiler.record_function("_most_allocated"):
+        _allocate_again(trainer)
         step()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    profiler.stop()
+    events = profiler.profiler.kineto_results.events()
+    start = next(e.start_ns() for e in events if e.name() == "_most_allocated")
     now = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         now += event.nbytes()
-        most = max(most, now)
+        most = max(most, now) if event.start_ns() > start else 0
     return most
+
+
+def _allocate_again(trainer: Any) -> None:
+    """Copies the weights: those of a file are in its pages, of which the allocator does not know."""
+    for tensors in _weights(trainer).values():
+        parts = [_local(tensor) for tensor in tensors]
+        if all(part.numel() * part.element_size() == part.untyped_storage().nbytes() for part in parts):
+            copy = parts[0].data.clone()
+            for part in parts:
+                part.data = copy.view(part.shape)
 
 
 if __name__ == "__main__":

@@ -132,14 +132,10 @@ def test_cache_of_keys_and_values(fields, expected):
     [
         # P = 1,000,000 float32 weights with AdamW, N = 4; a layer of 100,000 bytes
         ("none", True, {"weights": 4e6, "gradients": 4e6, "optimizer": 8e6}),
-        (
-            "ddp",
-            True,
-            {"weights": 4e6, "gradients": 4e6, "optimizer": 8e6, "gradient buckets": 4e6, "weights again": 4e6},
-        ),
+        ("ddp", True, {"weights": 4e6, "gradients": 4e6, "optimizer": 8e6, "gradient buckets": 4e6}),
         ("fsdp2", True, {"weights": 1e6, "gradients": 1e6, "optimizer": 2e6, "gathered": 2e5}),
         ("zero2", True, {"weights": 2e6, "gradients": 0.5e6, "optimizer": 3e6}),  # 2 + 2/4 + 12/4 bytes a parameter
-        ("zero3", True, {"weights": 0.5e6, "gradients": 0.5e6, "optimizer": 3e6, "gathered": 1e5}),
+        ("zero3", True, {"weights": 0.5e6, "gradients": 0.5e6, "optimizer": 3e6, "gathered": 2e6}),  # fewer than 1e9
         ("zero2", False, {"weights": 4e6, "gradients": 1e6, "optimizer": 3e6}),
     ],
 )
@@ -155,8 +151,15 @@ def test_an_adapter_critic_has_a_base_of_its_own_beside_an_engine_that_shards():
     found.shared_base = 4_000_000
     found.critic_trained = 250
     ddp = per_process(found, "ddp", 4, False)
-    assert (ddp["critic"], ddp["gradient buckets"], ddp["weights again"]) == (1_000, 1_000, 4_000_000)
+    assert (ddp["critic"], ddp["gradient buckets"]) == (1_000, 1_000)
     assert per_process(found, "fsdp2", 4, False) == {"weights": 1_000_000, "critic": 1_000_250, "gradients": 250}
+    found.unit = 300  # the critic is sharded by layers, beside ZeRO-2 too
+    assert per_process(found, "zero2", 4, False)["gathered"] == 600
+
+
+def test_zero3_keeps_no_more_than_a_billion_weights_gathered():
+    found = Rehearsed({"weights": 32 * 10**9}, {"weights": 32 * 10**9}, 0, 0, 10**9, 0)
+    assert per_process(found, "zero3", 8, True) == {"weights": 2 * 10**9, "gathered": 2 * 10**9}
 
 
 def test_quantised_matrices():
