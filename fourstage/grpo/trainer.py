@@ -36,6 +36,7 @@ class GRPOTrainer(trl.GRPOTrainer):
     """TRL's GRPOTrainer (arXiv 2402.03300) with the same constructor, options and algorithm. The differences:
 
     - rows that have ended leave the batch that generates, and equal prompts are read once (`fourstage.rl.decoding`);
+    - tokens are chosen by random numbers of their row, whatever the number of processes (`fourstage.rl.sampling`);
     - micro-batches hold rows of similar length and no column of padding alone, where the loss allows it;
     - log-probabilities come from ordinary logits of the completion where that is quicker than TRL's fused head;
     - positions count real tokens, also in left-padded rows of models with learned positions (TRL issue 6800);

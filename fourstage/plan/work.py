@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 _ATEN = torch.ops.aten
-_DRAWS = {_ATEN.bernoulli_, _ATEN.exponential_}
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class Work:
 
     Args:
         flops: of matrix products and attention. read: bytes that these read and write. starts: operations.
-        drawn: random numbers, for dropout and for tokens, which one thread of a CPU draws.
+        drawn: random numbers, for dropout, which one thread of a CPU draws.
 
     Example: (10, 1000) @ (1000, 1000) in float32 -> flops 20,000,000, read 40,000 + 4,000,000 + 40,000, starts 1.
     """
@@ -40,7 +39,7 @@ def work_of(func: Any, args: tuple, kwargs: dict, result: Any) -> Work:
     if func.namespace == "prim":  # tensors without data ask for their device by an operation
         return Work()
     flops = _flops(func, args, kwargs, result)
-    drawn = result.numel() if func._overloadpacket in _DRAWS else 0
+    drawn = result.numel() if func._overloadpacket is _ATEN.bernoulli_ else 0
     return Work(flops, _bytes([*args, *kwargs.values(), result]) if flops else 0, 1, drawn)
 
 
