@@ -140,17 +140,19 @@ def test_a_run_goes_on_with_another_number_of_processes(out, case, first, then):
         return sharding.launch(engine, folder, recipe, [*flags, f"--gradient_accumulation_steps={batches}"], rows)
 
     recipe, *flags = sharding.cases(out / "chain")[case]
-    flags += [*sharding.TRIAL, "--max_steps=6", "--save_strategy=steps", "--save_steps=3", "--save_total_limit=2"]
+    step = 4 if recipe == "ppo" else 3  # an update of PPO has four
+    flags += [*sharding.TRIAL, "--max_steps=6", "--save_strategy=steps", f"--save_steps={step}", "--save_total_limit=2"]
     straight, resumed = out / f"straight-{case}", out / f"elastic-{case}"
     assert launch(first, straight) == ""
     shutil.copytree(straight, resumed)
-    cut_off(resumed, step=3)
+    cut_off(resumed, step)
     assert launch(then, resumed) == ""
     log = (out / f"elastic-{case}.log").read_text()
-    assert "from checkpoint-3" in log and f"goes on with {1 if then == 'one' else 2}" in log
+    assert f"from checkpoint-{step}" in log and f"goes on with {1 if then == 'one' else 2}" in log
     ours, theirs = sharding.figures(resumed), sharding.figures(straight)
     for name in ("loss", "grad_norm", *(["reward", "completions/mean_length"] if "reward" in ours else [])):
-        assert len(ours[name]) == 6 and ours[name] == pytest.approx(theirs[name], rel=sharding.EQUAL)
+        assert len(ours[name]) == (2 if name not in ("loss", "grad_norm") and recipe == "ppo" else 6)
+        assert ours[name] == pytest.approx(theirs[name], rel=sharding.EQUAL, abs=1e-6)
     if case != "pretrain-muon":  # Muon iterates in bfloat16, which magnifies differences of rounding
         assert sharding.compare(resumed, straight)["weights"] < 1e-4
 
