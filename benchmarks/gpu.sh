@@ -48,7 +48,7 @@ chain() {
   part 3-reward 60 "$done_line" "$(demo reward 60 --model_name_or_path "$work/sft")"
   part 4-ppo 90 "$done_line" "$(demo ppo 16 --model_name_or_path "$work/sft" --reward_model_name_or_path "$work/reward")"
   part 5-grpo 90 "$done_line" "$(demo grpo 8 --model_name_or_path "$work/ppo")"
-  part 7-as-on-cpu 120 'equal|differ' "$PYTHON benchmarks/gpu_parity.py --models $work"
+  part 7-as-on-cpu 180 'equal|differ' "$PYTHON benchmarks/gpu_parity.py --models $work"
 }
 export OMP_NUM_THREADS=2  # for what runs beside one another
 chain &

@@ -1,10 +1,11 @@
-"""Does a GPU give the CPU's numbers? The first losses of three recipes in float32, and greedy answers.
+"""Does a GPU give the CPU's numbers? The first steps of the five recipes in float32, and greedy answers.
 
-    python benchmarks/gpu_parity.py --models FOLDER        with the stages pretrain and sft of a chain in it
+    python benchmarks/gpu_parity.py --models FOLDER        with the stages pretrain, sft and reward of a chain in it
 
-Each recipe runs 5 steps on the CPU and on the GPU, from the same weights with the same rows; losses and gradient norms
-are equal where they differ by less than 0.1 %. 64 greedy answers of the sft model are compared token by token, on both
-devices by the plain loop and by the quick one. Sampled tokens cannot be equal: the devices draw other numbers.
+Each recipe runs 5 steps on the CPU and on the GPU, from the same weights with the same rows; losses, gradient norms,
+rewards and lengths of answers are equal where they differ by less than 0.1 %, as the tokens of PPO and GRPO are chosen
+by the same random numbers. 64 greedy answers of the sft model are compared token by token, on both devices by the plain
+loop and by the quick one.
 """
 
 import argparse
@@ -25,15 +26,19 @@ from fourstage.models.opening import open_tokenizer
 from fourstage.rl.decoding import quick_generation
 
 HERE = Path(__file__).resolve().parents[1]
-PARENTS = {"pretrain": None, "sft": "pretrain", "reward": "sft"}
+PARENTS = {"pretrain": None, "sft": "pretrain", "reward": "sft", "ppo": "sft", "grpo": "sft"}
+FIGURES = ("loss", "grad_norm", "reward", "completions/mean_length")
+SMALLEST = 0.01  # a figure below is compared as if it were this: it is a difference of larger ones
 QUIET = {"eval_strategy": "no", "eval_on_start": "false", "save_strategy": "no", "report_to": "none"}
 
 
-def losses(recipe: str, models: Path, on_cpu: bool, out: str) -> list[tuple[float, float]]:
-    """(loss, gradient norm) of every step."""
+def figures(recipe: str, models: Path, on_cpu: bool, out: str) -> list[float]:
+    """Those of every step, in a row."""
     flags = {**QUIET, "max_steps": 5, "logging_steps": 1, "bf16": "false", "use_cpu": str(on_cpu).lower()}
     if PARENTS[recipe]:
         flags["model_name_or_path"] = models / PARENTS[recipe]
+    if recipe == "ppo":
+        flags["reward_model_name_or_path"] = models / "reward"
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
     command = [sys.executable, f"recipes/{recipe}.py", "--config", f"recipes/configs/demo/{recipe}.yaml", *words]
     done = subprocess.run(
@@ -47,15 +52,14 @@ def losses(recipe: str, models: Path, on_cpu: bool, out: str) -> list[tuple[floa
     if done.returncode:
         sys.exit(f"{recipe} failed\n{done.stderr[-2000:]}")
     rows = json.loads(Path(out, "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    return [(row["loss"], row["grad_norm"]) for row in rows if "loss" in row]
+    return [row[name] for row in rows if "loss" in row for name in FIGURES if name in row]
 
 
-def compare_losses(recipe: str, models: Path) -> str:
+def compare_steps(recipe: str, models: Path) -> str:
     with tempfile.TemporaryDirectory() as out:
-        here, there = (losses(recipe, models, on_cpu, f"{out}/{on_cpu}") for on_cpu in (True, False))
-    pairs = [(a, b) for x, y in zip(here, there, strict=True) for a, b in zip(x, y, strict=True)]
-    worst = max(abs(a - b) / max(abs(a), 1e-9) for a, b in pairs)
-    return f"{recipe}: {'equal' if worst < 1e-3 else 'differ'}, at most {worst:.1e} apart over {len(here)} steps"
+        here, there = (figures(recipe, models, on_cpu, f"{out}/{on_cpu}") for on_cpu in (True, False))
+    worst = max(abs(a - b) / max(abs(a), SMALLEST) for a, b in zip(here, there, strict=True))
+    return f"{recipe}: {'equal' if worst < 1e-3 else 'differ'}, at most {worst:.1e} apart in {len(here)} figures"
 
 
 def compare_answers(models: Path) -> str:
@@ -82,7 +86,7 @@ def main() -> None:
     models = parser.parse_args().models.resolve()
     print(compare_answers(models), flush=True)
     for recipe in PARENTS:
-        print(compare_losses(recipe, models), flush=True)
+        print(compare_steps(recipe, models), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,11 @@ from fourstage.artifact.lock import lock_folder
 lock_folder(Path(sys.argv[1]))
 if len(sys.argv) > 2:
     import os
+    born, birth = os.pipe()
     if not os.fork():
+        os.write(birth, b"!")  # what a new process does first is done
         time.sleep(1000)
+    os.read(born, 1)
 print("locked", flush=True)
 sys.stdin.readline()
 """
