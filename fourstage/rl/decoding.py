@@ -57,7 +57,7 @@ def _generate(
 ) -> Any:
     config: GenerationConfig | None = kwargs.get("generation_config")
     uniforms = None
-    if numbers is not None and config is not None and samples_by_row(config):
+    if numbers is not None and config is not None and "input_ids" in kwargs and samples_by_row(config):
         uniforms = numbers(len(kwargs["input_ids"]), config.max_new_tokens)
     plain = not args and kwargs.keys() == {"input_ids", "attention_mask", "generation_config"} and not own_loop
     if plain and config is not None and decodable(model) and follows(model, config):
