@@ -109,22 +109,34 @@ MUTANTS = (
     ),
     Mutant(
         "PPO-ptx begins its rows anew after a resume",
-        ((TRAINER, "self.state.global_step * parts + self._step % parts", "self._step"),),
+        ((TRAINER, "first = self.state.global_step * parts", "first = self._step // parts * parts"),),
         "test_ppo_runs.py::test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_bit",
     ),
     Mutant(
         "PPO-ptx learns the same rows in each process",
-        ((TRAINER, "place * self.accelerator.num_processes + self.accelerator.process_index", "place"),),
+        (
+            (
+                TRAINER,
+                "self._step % parts * processes + self.accelerator.process_index",
+                "self._step % parts * processes",
+            ),
+        ),
         "test_ppo_runs.py::test_two_processes_equal_one",
     ),
     Mutant(
         "PPO-ptx counted once for each micro-batch",
-        ((TRAINER, "args.ptx_coef * loss / self.current_gradient_accumulation_steps", "args.ptx_coef * loss"),),
+        (
+            (
+                TRAINER,
+                "rows.tokens(first, self.current_gradient_accumulation_steps * processes)",
+                "rows.tokens(first, processes)",
+            ),
+        ),
         "test_ppo_ptx.py::test_the_gradient_is_that_of_ppo_and_a_share_of_that_of_the_rows",
     ),
     Mutant(
         "PPO-ptx learns the prompts too",
-        ((PTX, "labels[:, 1:].flatten()", "ids[:, 1:].flatten()"),),
+        ((PTX, ".logits[:, :-1], labels[:, 1:]", ".logits[:, :-1], ids[:, 1:]"),),
         "test_ppo_ptx.py::test_the_loss_is_that_of_transformers_and_of_each_row_alone",
     ),
 )
