@@ -115,7 +115,6 @@ class PtxBatches:
 
     def __init__(self, rows: Dataset, seed: int, size: int):
         self.rows, self.seed, self.size = rows, seed, size
-        self._labelled = [sum(label != -100 for label in row[1:]) for row in rows["labels"]]
 
     def at(self, place: int) -> tuple[Tensor, Tensor, Tensor]:
         """Batch number `place`."""
@@ -124,4 +123,5 @@ class PtxBatches:
     def tokens(self, first: int, batches: int) -> int:
         """Labelled tokens of so many batches from number `first` on; at least 1."""
         positions = range(first * self.size, (first + batches) * self.size)
-        return max(sum(self._labelled[_row_at(at, len(self.rows), self.seed)] for at in positions), 1)
+        taken = self.rows[[_row_at(position, len(self.rows), self.seed) for position in positions]]
+        return max(sum(label != -100 for labels in taken["labels"] for label in labels[1:]), 1)
